@@ -1,0 +1,1 @@
+"""One outside wire each; foreign errors become ours here, once."""

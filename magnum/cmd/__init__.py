@@ -1,0 +1,1 @@
+"""The programs: wiring, signals, start and end."""

@@ -1,0 +1,1 @@
+"""The only program at the database; also chooses hosts."""

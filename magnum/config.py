@@ -1,0 +1,152 @@
+"""Every option of Magnum, in one place, with units.
+
+Read by ``cmd``, which hands the loaded configuration to whoever needs it:
+nothing here is global. ``magnum-manage sample config`` writes the sample,
+``docs/`` renders the reference from the same lists.
+"""
+
+import os
+import socket
+from typing import Any
+
+from oslo_config import cfg
+
+DEFAULT_OPTS: list[cfg.Opt] = [
+    cfg.StrOpt("transport_url", default="amqp://guest:guest@127.0.0.1:5672/", secret=True,
+               help="RabbitMQ: amqp://user:password@host:port[,host2:port2]/vhost (amqps:// for TLS). "
+               "local:// joins programs within one process and is what magnum-standalone uses."),
+    cfg.StrOpt("host", default=socket.gethostname(), sample_default="this machine's host name",
+               help="Name of this machine in Magnum; must be unique among backends and must not change."),
+    cfg.StrOpt("deployment", default="default", regex=r"^[a-z0-9][a-z0-9-]{0,62}$",
+               help="Name of this installation. Engine objects bear it as a label; those of another are never touched."),
+    cfg.StrOpt("state_dir", default="/var/lib/magnum", help="Folder for what a program keeps on its machine."),
+    cfg.BoolOpt("debug", default=False, help="Log at DEBUG."),
+    cfg.BoolOpt("log_json", default=False, help="Log lines as JSON objects instead of text."),
+    cfg.StrOpt("log_file", help="File to log to instead of standard error."),
+]  # fmt: skip
+
+API_OPTS: list[cfg.Opt] = [
+    cfg.HostAddressOpt("host", default="127.0.0.1", help="Address to listen on."),
+    cfg.PortOpt("port", default=9511, help="Port to listen on."),
+    cfg.IntOpt("workers", default=1, min=1, help="Processes that serve the port."),
+    cfg.StrOpt("public_url", help="URL that clients reach this api by; links in answers start with it. "
+               "By default the request's own Host header."),
+    cfg.StrOpt("auth_strategy", default="keystone", choices=["keystone", "noauth"],
+               help="Who says who asks. noauth believes the X-Project-Id, X-User-Id and X-Roles headers."),
+    cfg.BoolOpt("allow_noauth_anywhere", default=False,
+                help="Let noauth listen on other addresses than loopback. Whoever reaches the port is then an admin."),
+    cfg.FloatOpt("wait", default=10.0, min=0, help="Seconds to wait for an engine before a change is answered with 202."),
+    cfg.FloatOpt("call_timeout", default=60.0, min=1, help="Seconds that a request may take in all."),
+    cfg.IntOpt("max_limit", default=1000, min=1, help="Objects on a page of a list at most, and by default."),
+    cfg.IntOpt("max_body", default=1024 * 1024, min=1024, help="Bytes of a request's body at most."),
+    cfg.IntOpt("max_depth", default=64, min=8, help="Levels of nesting in a request's body at most."),
+    cfg.IntOpt("max_streams", default=1000, min=1, help="Open event, log and WebSocket streams of a process at most."),
+    cfg.HostAddressOpt("stream_host", default="127.0.0.1",
+                       help="Address that backends dial for logs, attach and exec; a backend must reach it."),
+    cfg.PortOpt("stream_port", default=0, min=0,
+                help="Port for that, plus the worker's number; 0 takes any free one."),
+    cfg.StrOpt("stream_cert", help="Certificate file (PEM) for TLS on the stream port."),
+    cfg.StrOpt("stream_key", help="Its key file (PEM)."),
+    cfg.ListOpt("allowed_origins", default=[],
+                help="Origins from which a browser may open a WebSocket, beside the api's own."),
+    cfg.BoolOpt("manifest_url_private", default=False,
+                help="Let manifest_url reach loopback, link-local and private addresses."),
+]  # fmt: skip
+
+CONDUCTOR_OPTS: list[cfg.Opt] = [
+    cfg.FloatOpt("host_grace", default=30.0, min=0,
+                 help="Seconds that a host may be down before replication controllers replace its pods."),
+    cfg.FloatOpt("sweep_interval", default=1.0, min=0.1,
+                 help="Seconds between looks for hosts gone down and operations past their deadline."),
+    cfg.FloatOpt("operation_timeout", default=600.0, min=1,
+                 help="Seconds after which an unfinished change is given up and its object says so."),
+    cfg.IntOpt("log_days", default=90, min=1, help="Days that rows of the log are kept."),
+    cfg.IntOpt("prefetch", default=64, min=1, help="Calls in hand at most."),
+]  # fmt: skip
+
+BACKEND_OPTS: list[cfg.Opt] = [
+    cfg.ListOpt("engines", default=["docker"], help="Engines of this machine: docker, kubernetes, fake."),
+    cfg.DictOpt("labels", default={}, help="Labels of this host (zone:a,disk:ssd) that bay models may ask for."),
+    cfg.StrOpt("address", help="Address at which other hosts of a bay reach this one. By default that of the route out."),
+    cfg.FloatOpt("beat_interval", default=2.0, min=0.1, help="Seconds between two signs of life."),
+    cfg.FloatOpt("down_after", default=10.0, min=0.5,
+                 help="Seconds without a sign of life after which a host is down. Same on conductor and backends."),
+    cfg.FloatOpt("resync_interval", default=60.0, min=1,
+                 help="Seconds between two whole comparisons of what is wanted with what the engine has."),
+    cfg.IntOpt("concurrency", default=16, min=1, help="Objects worked on at the same time."),
+    cfg.IntOpt("prefetch", default=64, min=1, help="Calls in hand at most."),
+    cfg.StrOpt("stream_ca", help="CA file (PEM) by which the api's stream port is known, if it has TLS."),
+]  # fmt: skip
+
+DATABASE_OPTS: list[cfg.Opt] = [
+    cfg.StrOpt("connection", default="sqlite:////var/lib/magnum/magnum.sqlite", secret=True,
+               help="postgresql://user:password@host/name, mysql://user:password@host/name or sqlite:///path. "
+               "Magnum adds the asynchronous driver itself."),
+    cfg.IntOpt("pool_size", default=10, min=1, help="Connections kept open."),
+    cfg.IntOpt("max_overflow", default=20, min=0, help="Connections opened beyond them under load."),
+]  # fmt: skip
+
+DOCKER_OPTS: list[cfg.Opt] = [
+    cfg.StrOpt("url", default="unix:///var/run/docker.sock",
+               help="Where the Docker Engine answers: unix:///path or tcp://host:port (mutual TLS needed)."),
+    cfg.StrOpt("tls_ca", help="CA file (PEM) that the engine's certificate is checked by."),
+    cfg.StrOpt("tls_cert", help="Client certificate file (PEM)."),
+    cfg.StrOpt("tls_key", help="Client key file (PEM)."),
+    cfg.FloatOpt("timeout", default=60.0, min=1, help="Seconds for an answer of the engine (pulls and streams aside)."),
+    cfg.FloatOpt("pull_timeout", default=600.0, min=1, help="Seconds for an image pull."),
+    cfg.DictOpt("registry_auth", default={}, secret=True,
+                help="registry:user/password pairs for pulls, comma separated."),
+    cfg.IntOpt("default_pids", default=4096, min=1, help="Processes of a container that asks for no limit."),
+    cfg.StrOpt("default_memory", default="1g", help="Memory of a container that asks for no limit (b, k, m, g; 0: none)."),
+    cfg.ListOpt("drop_capabilities", default=["NET_RAW", "MKNOD", "AUDIT_WRITE", "SYS_CHROOT", "SETFCAP"],
+                help="Capabilities that a tenant's containers do not have, of Docker's default set."),
+    cfg.StrOpt("pause_image", default="registry.k8s.io/pause:3.10", help="Image of a pod's sandbox container."),
+    cfg.ListOpt("pause_command", default=[], help="Its command, if the image's own is not wanted."),
+    cfg.StrOpt("bay_cidr", default="10.96.0.0/12",
+               help="Addresses that bays' networks are cut from, one bridge network a bay and host."),
+    cfg.IntOpt("bay_prefix", default=24, min=16, max=29, help="Prefix length of a bay's network on one host."),
+    cfg.StrOpt("service_cidr", default="172.30.0.0/16", help="Addresses for the virtual IPs of services."),
+    cfg.StrOpt("node_port_range", default="30000-32767", help="Ports of hosts that NodePort services may take."),
+    cfg.HostAddressOpt("publish_ip", default="0.0.0.0", help="Address of the host at which containers' ports are published."),
+]  # fmt: skip
+
+QUOTA_OPTS: list[cfg.Opt] = [
+    cfg.IntOpt("bays", default=20, min=-1, help="Bays of a project (-1: no limit; so below)."),
+    cfg.IntOpt("nodes", default=200, min=-1, help="Nodes of a project's bays in all."),
+    cfg.IntOpt("pods", default=1000, min=-1, help="Pods of a project."),
+    cfg.IntOpt("services", default=200, min=-1, help="Services of a project."),
+    cfg.IntOpt("containers", default=1000, min=-1, help="Containers of a project."),
+    cfg.IntOpt("memory", default=-1, min=-1, help="Bytes of memory that a project's containers ask for in all."),
+    cfg.IntOpt("cpus", default=-1, min=-1, help="Cores that a project's containers ask for in all."),
+]  # fmt: skip
+
+GROUPS: dict[str, list[cfg.Opt]] = {
+    "DEFAULT": DEFAULT_OPTS, "api": API_OPTS, "conductor": CONDUCTOR_OPTS, "backend": BACKEND_OPTS,
+    "database": DATABASE_OPTS, "docker": DOCKER_OPTS, "quotas": QUOTA_OPTS,
+}  # fmt: skip
+
+DEFAULT_FILE = "/etc/magnum/magnum.conf"
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """Return (group, options) of all, for oslo.config's sample generator."""
+    return list(GROUPS.items())
+
+
+def load(files: list[str] | None = None, **overrides: Any) -> cfg.ConfigOpts:
+    """Return the configuration read from ``files`` (by default ``/etc/magnum/magnum.conf`` if it is there).
+
+    ``overrides``: ``group__option=value`` (``option=value`` for DEFAULT), for
+    command-line switches and tests. Raises oslo.config's errors, which name the
+    option.
+    """
+    conf = cfg.ConfigOpts()
+    for group, options in GROUPS.items():
+        conf.register_opts(options, group=None if group == "DEFAULT" else group)
+    if files is None:
+        files = [DEFAULT_FILE] if os.path.exists(DEFAULT_FILE) else []
+    conf(args=[], project="magnum", default_config_files=files, default_config_dirs=[])
+    for name, value in overrides.items():
+        group_name, _, option = name.rpartition("__")
+        conf.set_override(option, value, group=group_name or None)
+    return conf

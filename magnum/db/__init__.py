@@ -1,0 +1,1 @@
+"""The database. Imported by the conductor alone."""

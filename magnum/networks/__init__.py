@@ -1,0 +1,1 @@
+"""How a bay's workloads are connected."""

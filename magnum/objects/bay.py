@@ -1,0 +1,117 @@
+"""A bay: a place where work is scheduled. Statuses are those that the old and new clients wait for.
+
+A Docker bay is a set of hosts (``members``) with a network of its own; a
+Kubernetes bay is a namespace in a cluster, kept by one host at a time.
+"""
+
+from typing import Any
+
+import msgspec
+
+from magnum import errors
+from magnum.objects import base
+
+
+class BaySpec(base.Spec):
+    """What a tenant asks for, and ``members``: the hosts that the conductor chose.
+
+    ``baymodel_id`` is the model's uuid. ``engine``, ``network_driver`` and
+    ``labels`` are copied from the model when the bay is made, so a model may
+    change without changing its bays. ``bay_create_timeout`` is in minutes
+    (0: the operator's default).
+    """
+
+    baymodel_id: str
+    engine: str = "docker"
+    coe: str = "docker"
+    node_count: int = 1
+    master_count: int = 1
+    discovery_url: str | None = None
+    bay_create_timeout: int = 0
+    keypair: str | None = None
+    labels: dict[str, str] = {}
+    network_driver: str | None = None
+    fixed_network: str | None = None
+    fixed_subnet: str | None = None
+    external_network_id: str | None = None
+    dns_nameserver: str | None = None
+    members: list[str] = []
+
+
+class BayState(base.State):
+    """What stands. ``network`` is the engine's name of the bay's network, ``subnet`` its CIDR."""
+
+    api_address: str | None = None
+    node_addresses: list[str] = []
+    master_addresses: list[str] = []
+    coe_version: str | None = None
+    network: str | None = None
+    subnet: str | None = None
+    hosts: dict[str, str] = {}
+    """Status of each member."""
+
+
+class Bay(base.Object, tag="bay"):
+    spec: BaySpec
+    state: BayState = msgspec.field(default_factory=BayState)
+
+
+MAX_NODES = 1000
+
+
+def check(spec: BaySpec) -> BaySpec:
+    """Return ``spec`` if it makes sense. Raises Invalid naming the field."""
+    if not 1 <= spec.node_count <= MAX_NODES:
+        raise errors.Invalid(f"must be between 1 and {MAX_NODES}, not {spec.node_count}", field="node_count")
+    if not 1 <= spec.master_count <= MAX_NODES:
+        raise errors.Invalid(f"must be between 1 and {MAX_NODES}, not {spec.master_count}", field="master_count")
+    if spec.bay_create_timeout < 0:
+        raise errors.Invalid("must not be negative (minutes)", field="bay_create_timeout")
+    return spec
+
+
+def patch(old: Bay, spec: BaySpec) -> Any:
+    """Check a changed spec: ``node_count`` may change, nothing else."""
+    allowed = msgspec.structs.replace(old.spec, node_count=spec.node_count)
+    for name in BaySpec.__struct_fields__:
+        if getattr(spec, name) != getattr(allowed, name):
+            raise errors.Invalid("cannot be changed", field=name)
+    return check(spec)
+
+
+def combine(bay: Bay, placements: list[base.Placement]) -> tuple[str, str | None, Any]:
+    """Return the bay's (status, reason, state) from those of its hosts.
+
+    The verb of the status is that of the change in progress; a failure of one
+    host is the whole's, with the host's name in front of its words.
+    """
+    verb = "DELETE" if bay.deleting else bay.status.partition("_")[0] or "CREATE"
+    state = BayState(hosts={p.host: p.status for p in placements})
+    reasons, failed, behind = [], False, False
+    for placement in placements:
+        seen = msgspec.convert(placement.state, BayState)
+        state.node_addresses += seen.node_addresses
+        state.master_addresses += seen.master_addresses
+        state.api_address = state.api_address or seen.api_address
+        state.coe_version = state.coe_version or seen.coe_version
+        state.network = state.network or seen.network
+        state.subnet = state.subnet or seen.subnet
+        if placement.status.endswith("FAILED"):
+            failed = True
+            reasons.append(f"{placement.host}: {placement.reason}")
+        elif placement.generation < bay.generation or not placement.status.endswith("COMPLETE"):
+            behind = True
+            if placement.reason:
+                reasons.append(f"{placement.host}: {placement.reason}")
+    status = f"{verb}_FAILED" if failed else f"{verb}_IN_PROGRESS" if behind else f"{verb}_COMPLETE"
+    return status, "; ".join(reasons) or None, state
+
+
+KIND = base.Kind(
+    name="bay", plural="bays", cls=Bay, spec=BaySpec, state=BayState, spread="members",
+    initial="CREATE_IN_PROGRESS", failed="CREATE_FAILED",
+    pending=frozenset({"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}),
+    asked={"create": "CREATE_IN_PROGRESS", "update": "UPDATE_IN_PROGRESS", "delete": "DELETE_IN_PROGRESS",
+           "retry": "UPDATE_IN_PROGRESS"},
+    patch=patch, combine=combine,
+)  # fmt: skip
