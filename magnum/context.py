@@ -21,6 +21,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     request_id: str
+    global_id: str = ""
+    """The request id that another service of the cloud gave, when it asks on behalf of a request of its own."""
     user_id: str = ""
     project_id: str = ""
     domain_id: str = ""

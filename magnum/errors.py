@@ -6,7 +6,9 @@
     ├── Forbidden            403
     │   └── QuotaExceeded    403
     ├── NotFound             404
+    ├── MethodNotAllowed     405
     ├── NotAcceptable        406  no such API version
+    ├── TooSlow              408  the request's body did not arrive in time
     ├── Conflict             409
     │   ├── Ambiguous        409  a name that several objects share
     │   ├── NotSupported     409  the engine has no such verb
@@ -77,6 +79,14 @@ class QuotaExceeded(Forbidden):
 
 class NotFound(MagnumError):
     status, code, title = 404, "not-found", "Not Found"
+
+
+class MethodNotAllowed(MagnumError):
+    status, code, title = 405, "method-not-allowed", "Method Not Allowed"
+
+
+class TooSlow(MagnumError):
+    status, code, title = 408, "request-timeout", "Request Timeout"
 
 
 class NotAcceptable(MagnumError):

@@ -22,6 +22,8 @@ def _add_context(logger: Any, name: str, event: Any) -> Any:
     current = context.current.get()
     if current is not None:
         event.setdefault("request_id", current.request_id)
+        if current.global_id:
+            event.setdefault("global_request_id", current.global_id)
         if current.project_id:
             event.setdefault("project_id", current.project_id)
     return event

@@ -154,6 +154,26 @@ class _Signature:
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def refusal(error: errors.MagnumError) -> bytes:
+    """Return the encoded answer by which a transport says ``error`` in the handler's place."""
+    return _encode({"error": errors.to_wire(error)})
+
+
+def unreachable(topic: str) -> errors.HostUnreachable:
+    """Return the error for a topic that nobody serves."""
+    return errors.HostUnreachable(f"nobody serves {topic}", topic=topic)
+
+
+def expired(topic: str, message: Message) -> errors.DeadlineExceeded:
+    """Return the error for a call that had no answer in time."""
+    return errors.DeadlineExceeded(f"{topic} did not answer {message.method} within {message.timeout or 0:.1f} s")
+
+
+def lost(message: Message) -> errors.Unavailable:
+    """Return the error for a call that must not be sent twice and whose first fate is unknown."""
+    return errors.Unavailable(f"{message.method} was interrupted; whether it took effect is not known")
+
+
 def _signatures(interface: type[Interface]) -> dict[str, _Signature]:
     return {
         name: _Signature(function)
@@ -165,7 +185,7 @@ def _signatures(interface: type[Interface]) -> dict[str, _Signature]:
 def pack_context(context: contexts.Context) -> dict[str, str]:
     """Return the headers that carry ``context`` (its deadline travels apart)."""
     headers = {"request_id": context.request_id}
-    for name in ("user_id", "project_id", "domain_id", "user_name", "project_name", "system_scope", "host"):
+    for name in ("global_id", "user_id", "project_id", "domain_id", "user_name", "project_name", "system_scope", "host"):
         value = getattr(context, name)
         if value:
             headers[name] = value
@@ -183,6 +203,7 @@ def unpack_context(message: Message) -> contexts.Context:
     headers = message.headers
     return contexts.Context(
         request_id=headers.get("request_id", ""),
+        global_id=headers.get("global_id", ""),
         user_id=headers.get("user_id", ""),
         project_id=headers.get("project_id", ""),
         domain_id=headers.get("domain_id", ""),
