@@ -1,0 +1,208 @@
+"""Keystone: whose token is this? The rules are keystonemiddleware's own, run off the event loop.
+
+What is added here is memory: a token that was found good is known until it
+expires, asked for again every ``[api] token_recheck`` seconds (so that a
+revocation counts), and asked for once however many requests bring it at the
+same time. While Keystone is away, known tokens go on and new ones are
+Unavailable: never refused, never let through.
+
+Who calls: ``api.auth``. Blocking work runs in threads; keystonemiddleware and
+what it imports are loaded by the first ``Validator`` alone.
+"""
+
+import asyncio
+import datetime
+import hashlib
+import time
+from typing import Any
+
+import msgspec
+import structlog
+from oslo_config import cfg
+
+from magnum import errors
+
+LOG = structlog.get_logger(__name__)
+
+MAX_KNOWN = 50_000
+"""Tokens remembered; the oldest go first."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a good token says. ``expires_at`` in Unix seconds. ``access_rules`` of an application credential, if any."""
+
+    user_id: str
+    user_name: str
+    user_domain_id: str
+    project_id: str
+    project_name: str
+    project_domain_id: str
+    roles: tuple[str, ...]
+    system_scope: str
+    expires_at: float
+    restricted: dict[str, Any] | None = None
+    """The parts of the token that access rules are checked by; None without such rules."""
+
+
+class _Known:
+    """A token that was found good, and when to ask again (monotonic seconds)."""
+
+    __slots__ = ("identity", "recheck_at")
+
+    def __init__(self, identity: Identity, recheck_at: float) -> None:
+        self.identity = identity
+        self.recheck_at = recheck_at
+
+
+class _Request:
+    """As much of a request as keystonemiddleware's check of access rules reads."""
+
+    def __init__(self, method: str, path: str, service_token: str | None) -> None:
+        self.method = method
+        self.path = path
+        self.service_token = service_token
+
+
+class Validator:
+    """Validates tokens by ``[keystone_authtoken]``. One per api process."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        from keystonemiddleware import auth_token
+
+        overrides: dict[str, Any] = {"oslo_config_config": conf}
+        for group, options in auth_token.list_opts():
+            conf.register_opts(options, group=group)
+        if not conf.keystone_authtoken.memcached_servers:
+            # the memory here is the only one: another that forgets later would hide a revocation
+            overrides["token_cache_time"] = "-1"
+        if not conf.keystone_authtoken.service_type:
+            overrides["service_type"] = "container-infra"
+        self.protocol = auth_token.AuthProtocol(None, overrides)
+        self.protocol._token_cache.initialize({})
+        self.recheck = conf.api.token_recheck
+        self.domains = frozenset(conf.api.allowed_domains)
+        self.service_roles = frozenset(conf.keystone_authtoken.service_token_roles)
+        self.uri = conf.keystone_authtoken.www_authenticate_uri or conf.keystone_authtoken.auth_url or ""
+        self.known: dict[bytes, _Known] = {}
+        self.asking: dict[bytes, asyncio.Task[Identity]] = {}
+        self.problem = "ok"
+
+    @property
+    def challenge(self) -> str:
+        """The ``WWW-Authenticate`` header of a 401."""
+        return f'Keystone uri="{self.uri}"'
+
+    async def validate(self, token: str, method: str, path: str, service_token: str | None = None) -> Identity:
+        """Return whose ``token`` it is.
+
+        A good ``service_token`` (of a user with a role of
+        ``[keystone_authtoken] service_token_roles``) lets an expired token
+        count, as a service that works on for its user needs.
+        Raises Unauthenticated (revoked, expired, malformed, of a domain that is
+        not allowed, outside its access rules), Unavailable (Keystone is away).
+        """
+        if service_token:
+            service = await self._identity(service_token, allow_expired=False)
+            if not self.service_roles & set(service.roles):
+                raise errors.Unauthenticated("the service token has no service role")
+        identity = await self._identity(token, allow_expired=bool(service_token))
+        if self.domains and not {identity.user_domain_id, identity.project_domain_id or identity.user_domain_id} <= (
+            self.domains
+        ):
+            raise errors.Unauthenticated("the token is of a domain that is not served here")
+        if identity.restricted is not None:
+            from keystonemiddleware.auth_token import _exceptions
+
+            try:
+                self.protocol.validate_allowed_request(_Request(method, path, service_token), identity.restricted)
+            except _exceptions.InvalidToken:
+                raise errors.Unauthenticated(
+                    f"the application credential's access rules do not allow {method} {path}"
+                ) from None
+        return identity
+
+    async def _identity(self, token: str, *, allow_expired: bool) -> Identity:
+        key = hashlib.sha256(token.encode()).digest() + (b"e" if allow_expired else b"")
+        known = self.known.get(key)
+        if known is not None:
+            if time.time() >= known.identity.expires_at and not allow_expired:
+                del self.known[key]
+                raise errors.Unauthenticated("the token has expired")
+            if time.monotonic() < known.recheck_at:
+                return known.identity
+        task = self.asking.get(key)
+        if task is None:
+            task = asyncio.create_task(self._ask(key, token, allow_expired))
+            self.asking[key] = task
+            task.add_done_callback(lambda done: self._answered(key, done))
+        try:
+            # shielded: others wait for the same answer, whatever becomes of this request
+            return await asyncio.shield(task)
+        except errors.Unavailable:
+            if known is None:
+                raise
+            # known and not expired: it goes on while Keystone is away
+            known.recheck_at = time.monotonic() + min(self.recheck, 5.0)
+            return known.identity
+
+    def _answered(self, key: bytes, task: asyncio.Task[Identity]) -> None:
+        del self.asking[key]
+        if not task.cancelled():
+            task.exception()  # seen, even if every asker has gone
+
+    async def _ask(self, key: bytes, token: str, allow_expired: bool) -> Identity:
+        try:
+            identity = await asyncio.to_thread(self._fetch, token, allow_expired)
+        except errors.Unauthenticated:
+            self.known.pop(key, None)
+            raise
+        except errors.Unavailable as error:
+            if self.problem == "ok":
+                LOG.warning("Keystone does not answer; known tokens go on, new ones have to wait", reason=error.detail)
+            self.problem = error.detail
+            raise
+        if self.problem != "ok":
+            LOG.info("Keystone answers again")
+            self.problem = "ok"
+        while len(self.known) >= MAX_KNOWN:
+            del self.known[next(iter(self.known))]
+        self.known[key] = _Known(identity, time.monotonic() + self.recheck)
+        return identity
+
+    def _fetch(self, token: str, allow_expired: bool) -> Identity:
+        import webob.exc
+        from keystoneauth1 import access
+        from keystoneauth1 import exceptions as keystone_errors
+        from keystonemiddleware.auth_token import _exceptions
+
+        try:
+            data = self.protocol.fetch_token(token, allow_expired=allow_expired)
+            found = access.create(body=data, auth_token=token)
+            if found.will_expire_soon(stale_duration=0) and not allow_expired:
+                raise errors.Unauthenticated("the token has expired")
+            return _identity(data["token"], found)
+        except _exceptions.InvalidToken:
+            raise errors.Unauthenticated("the token is not valid") from None
+        except webob.exc.HTTPServiceUnavailable:
+            raise errors.Unavailable("Keystone does not answer", retry_after=1) from None
+        except (keystone_errors.ClientException, _exceptions.ConfigurationError) as error:
+            raise errors.Unavailable(f"tokens cannot be validated now: {type(error).__name__}", retry_after=1) from None
+
+
+def _identity(token: dict[str, Any], found: Any) -> Identity:
+    """Return the identity in a token's body; format: Identity API v3, "Validate and show information for token"."""
+    credential = token.get("application_credential") or {}
+    expires = datetime.datetime.fromisoformat(token["expires_at"].replace("Z", "+00:00"))
+    system = token.get("system") or {}
+    return Identity(
+        user_id=found.user_id or "",
+        user_name=found.username or "",
+        user_domain_id=found.user_domain_id or "",
+        project_id=found.project_id or "",
+        project_name=found.project_name or "",
+        project_domain_id=found.project_domain_id or "",
+        roles=tuple(sorted(found.role_names)),
+        system_scope="all" if system.get("all") else "",
+        expires_at=expires.timestamp(),
+        restricted=token if credential.get("access_rules") is not None else None,
+    )
