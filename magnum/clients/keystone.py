@@ -74,7 +74,7 @@ class Validator:
             conf.register_opts(options, group=group)
         if not conf.keystone_authtoken.memcached_servers:
             # the memory here is the only one: another that forgets later would hide a revocation
-            overrides["token_cache_time"] = "-1"
+            overrides["token_cache_time"] = "-1"  # noqa: S105 (seconds)
         if not conf.keystone_authtoken.service_type:
             overrides["service_type"] = "container-infra"
         self.protocol = auth_token.AuthProtocol(None, overrides)
