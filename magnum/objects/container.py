@@ -59,6 +59,7 @@ class ContainerSpec(base.Spec):
     ``paused``. ``reboot_of`` is the start time (the engine's text) of the run
     that a reboot was asked for: while the engine still shows that run, the
     restart is owed; so a reboot happens once, whatever crashes in between.
+    ``start_of`` is the same for a start: the run that had ended when it was asked.
     """
 
     image: str
@@ -92,6 +93,7 @@ class ContainerSpec(base.Spec):
     image_pull_policy: str = "IfNotPresent"
     power: str = "created"
     reboot_of: str | None = None
+    start_of: str | None = None
 
 
 class ContainerState(base.State):
@@ -144,6 +146,7 @@ def act(container: Container, action: str) -> None:
         )
     container.spec.power = power
     container.spec.reboot_of = container.state.started_at if action == "reboot" else None
+    container.spec.start_of = container.state.started_at if action == "start" else None
 
 
 CHANGEABLE = ("memory", "memory_swap", "cpus", "pids", "restart_policy")
