@@ -1,0 +1,116 @@
+"""Docker: the engine of bays that are made of plain Docker hosts.
+
+Loaded by the backend through the ``magnum.engines`` entry points.
+"""
+
+import asyncio
+import collections.abc
+import os
+from typing import Any
+
+import structlog
+from oslo_config import cfg
+
+from magnum import errors
+from magnum.clients import docker as client_docker
+from magnum.engines import base
+from magnum.engines.docker import bay, container, service
+from magnum.networks import names
+
+LOG = structlog.get_logger(__name__)
+
+WATCHED = {
+    "type": ["container", "network"],
+    "event": ["create", "start", "die", "oom", "pause", "unpause", "destroy", "update", "rename", "health_status"],
+}
+"""Docker's events that change what an object shows. A network's bear no labels, so names say whose they are."""
+
+FIRST_WAIT, LAST_WAIT = 0.1, 2.0
+"""Seconds between tries to reach an engine that is away."""
+
+
+class Docker(base.Engine):
+    """One Docker Engine, found by ``[docker]``. Raises Invalid for a URL that cannot be used."""
+
+    name = "docker"
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._conf = conf
+        options = conf.docker
+        self.client = client_docker.Client(
+            options.url, tls_ca=options.tls_ca, tls_cert=options.tls_cert, tls_key=options.tls_key,
+            timeout=options.timeout,
+        )  # fmt: skip
+        hosts = names.Names(conf.state_dir)
+        self._services = service.Service(self.client, conf, hosts)
+        self.drivers: dict[str, base.Driver] = {
+            "bay": bay.Bay(self.client, conf, hosts),
+            "container": container.Container(self.client, conf, hosts),
+            "service": self._services,
+        }
+
+    async def start(self) -> None:
+        try:
+            found = await self.client.version()
+            LOG.info("Docker answers", url=self.client.url, version=found.version)
+        except errors.MagnumError as error:
+            LOG.warning("Docker does not answer yet", url=self.client.url, reason=error.detail)
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    async def facts(self) -> dict[str, Any]:
+        info = await self.client.info()
+        return {
+            "engines": {self.name: info.server_version}, "cpus": float(info.n_cpu), "memory": info.mem_total,
+            "disk": _free(info.docker_root_dir), "containers": info.containers,
+        }  # fmt: skip
+
+    async def seen(self) -> list[base.Seen]:
+        mark = [f"{base.DEPLOYMENT}={self._conf.deployment}"]
+        rows, networks, volumes = await asyncio.gather(
+            self.client.containers(mark), self.client.networks(mark), self.client.volumes(mark)
+        )
+        found: dict[tuple[str, str], base.Seen] = {}
+        for name, labels in (
+            *(((row.names or [""])[0].lstrip("/"), row.labels or {}) for row in rows),
+            *((n.name, n.labels or {}) for n in networks),
+            *((v.name, v.labels or {}) for v in volumes),
+        ):
+            kind, uuid = labels.get(base.KIND, ""), labels.get(base.UUID, "")
+            if kind and uuid:
+                found.setdefault((kind, uuid), base.Seen(kind=kind, uuid=uuid, name=name))
+        return [*found.values(), *await self._services.seen()]
+
+    async def watch(self) -> collections.abc.AsyncIterator[base.Notice]:
+        """Yield changes. Each connection begins with an empty Notice: what happened before it was not seen."""
+        wait = FIRST_WAIT
+        while True:
+            try:
+                async for event in self.client.events(WATCHED):
+                    wait = FIRST_WAIT
+                    notice = base.Notice() if event is None else self._notice(event)
+                    if notice is not None:
+                        yield notice
+            except errors.MagnumError as error:
+                LOG.warning("Docker's events stopped", url=self.client.url, reason=error.detail)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, LAST_WAIT)
+
+    def _notice(self, event: client_docker.Event) -> base.Notice | None:
+        attributes = event.actor.attributes or {}
+        if event.type == "network":
+            uuid = attributes.get("name", "").removeprefix("magnum-")
+            return base.Notice(kind="bay", uuid=uuid) if len(uuid) == 36 else None
+        if attributes.get(base.DEPLOYMENT) != self._conf.deployment or base.UUID not in attributes:
+            return None
+        return base.Notice(kind=attributes.get(base.KIND, ""), uuid=attributes[base.UUID])
+
+
+def _free(folder: str) -> int:
+    """Return the bytes free where the engine stores, 0 if that is not on this machine."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
