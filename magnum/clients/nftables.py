@@ -1,0 +1,209 @@
+"""The kernel's packet tables of one network namespace: nft, conntrack and routes, as commands.
+
+A service of a Docker bay is rules in the network namespace where its bay's packets
+are routed, which is seldom the backend's own: the engine's, or that of a
+container. A ``Namespace`` is entered by the id of a process that lives in it
+(``nsenter``), for each command alone, so nothing of the backend ever moves.
+Needs root and Debian's nftables, conntrack, iproute2, iptables and util-linux.
+
+Who calls: ``engines.docker.service`` and ``networks.docker``; what the rules say
+is ``networks.services``' business.
+"""
+
+import asyncio
+import contextlib
+import re
+import socket
+import struct
+from typing import Any
+
+import msgspec
+
+from magnum import errors
+
+FAMILY = "ip"
+
+
+class Table(msgspec.Struct, kw_only=True):
+    """What a table holds. ``elements``: set or map → {key: (verdict or None, comment)}, as nft writes them."""
+
+    chains: list[str] = []
+    sets: list[str] = []
+    elements: dict[str, dict[str, tuple[str | None, str]]] = {}
+
+
+class Flow(msgspec.Struct, kw_only=True, frozen=True):
+    """A tracked connection: whom the client meant (``address``, ``port``), who answers (``answering``)."""
+
+    protocol: str
+    client: str
+    client_port: int
+    address: str
+    port: int
+    answering: str
+
+
+def engine_process(path: str) -> int:
+    """Return the id of the process that listens on the Unix socket ``path``. Raises Unavailable."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(5)
+            peer.connect(path)
+            credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except OSError as error:
+        raise errors.Unavailable(f"{path} does not answer: {error}") from error
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+class Namespace:
+    """The network namespace of process ``pid``. Nothing here keeps two changes of one table apart: the caller does."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    async def run(self, *command: str, text: str = "", allowed: tuple[int, ...] = (0,)) -> str:
+        """Return what ``command`` prints when run in the namespace with ``text`` as its input.
+
+        Raises EngineError with its words if it ends with another code than ``allowed``.
+        """
+        try:
+            process = await asyncio.create_subprocess_exec(
+                "nsenter", f"--net=/proc/{self.pid}/ns/net", "--", *command,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+        except OSError as error:
+            raise errors.EngineError(f"nsenter cannot be run: {error}") from error
+        try:
+            out, err = await process.communicate(text.encode())
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            raise
+        if process.returncode not in allowed:
+            words = err.decode(errors="replace").strip() or f"ended with {process.returncode}"
+            raise errors.EngineError(f"{command[0]}: {words[:500]}")
+        return out.decode(errors="replace")
+
+    async def table(self, name: str) -> Table | None:
+        """Return what the table ``name`` holds, None if there is none."""
+        tables = msgspec.json.decode(await self.run("nft", "-j", "list", "tables", FAMILY))
+        if not any(item.get("table", {}).get("name") == name for item in tables["nftables"]):
+            return None
+        return parse(msgspec.json.decode(await self.run("nft", "-j", "list", "table", FAMILY, name)))
+
+    async def change(self, commands: str) -> None:
+        """Make all of ``commands`` (nft's language) at once, or none."""
+        if commands:
+            await self.run("nft", "-f", "-", text=commands)
+
+    async def flows(self, protocol: str) -> list[Flow]:
+        """Return the tracked connections of ``protocol`` (tcp, udp)."""
+        lines = await self.run("conntrack", "-L", "-p", protocol, "-o", "extended", allowed=(0, 1))
+        return [flow for line in lines.splitlines() if (flow := _flow(protocol, line))]
+
+    async def forget(self, flow: Flow) -> None:
+        """Stop tracking ``flow``: its next packet is looked at as if it were the first."""
+        await self.run(
+            "conntrack", "-D", "-p", flow.protocol, "--orig-src", flow.client, "--orig-port-src", str(flow.client_port),
+            "--orig-dst", flow.address, "--orig-port-dst", str(flow.port), allowed=(0, 1),
+        )  # fmt: skip
+
+    async def route(self, address: str, *, via: str) -> None:
+        """Send what is for ``address`` to ``via``; replaces another route to it."""
+        await self.run("ip", "route", "replace", f"{address}/32", "via", via)
+
+    async def unroute(self, address: str) -> None:
+        """Undo ``route``; no error if there is none."""
+        await self.run("ip", "route", "del", f"{address}/32", allowed=(0, 2))
+
+    async def gateway(self) -> str | None:
+        """Return where the default route goes, None without one."""
+        routes = msgspec.json.decode(await self.run("ip", "-j", "-4", "route", "show", "default") or "[]")
+        return next((route["gateway"] for route in routes if "gateway" in route), None)
+
+    async def addresses(self) -> dict[str, str]:
+        """Return every IPv4 address, with its prefix length, and the interface that has it."""
+        found = msgspec.json.decode(await self.run("ip", "-j", "-4", "address", "show"))
+        return {f"{a['local']}/{a['prefixlen']}": link["ifname"] for link in found for a in link.get("addr_info", [])}
+
+    async def add_address(self, address: str, interface: str) -> None:
+        await self.run("ip", "address", "replace", f"{address}/32", "dev", interface)
+
+    async def remove_address(self, address: str, interface: str) -> None:
+        """Undo ``add_address``; no error if it is not there."""
+        await self.run("ip", "address", "del", f"{address}/32", "dev", interface, allowed=(0, 2))
+
+    async def hairpin(self, bridge: str) -> None:
+        """Let a member of ``bridge`` be sent what it sent itself, where bridged frames pass the NAT hooks.
+
+        There a member that reaches itself by a virtual address would else be dropped.
+        """
+        ports = msgspec.json.decode(await self.run("ip", "-j", "link", "show", "master", bridge) or "[]")
+        batch = "".join(f"link set dev {port['ifname']} type bridge_slave hairpin on\n" for port in ports if port)
+        if batch:
+            # a port may go between the two commands
+            await self.run("ip", "-force", "-batch", "-", text=batch, allowed=(0, 1))
+
+    async def forward(self) -> None:
+        """Let the namespace route for others."""
+        await self.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+
+    async def admissions(self, comment: str) -> list[str]:
+        """Return the rules of Docker's DOCKER-USER chain that bear ``comment``, as iptables writes them.
+
+        Empty if there is no such chain.
+        """
+        lines = (await self.run("iptables", "-w", "-S", "DOCKER-USER", allowed=(0, 1))).replace('"', "").splitlines()
+        return [line.removeprefix("-A DOCKER-USER ") for line in lines if comment in line.split()]
+
+    async def admit(self, rule: str) -> None:
+        """Put a rule at the head of DOCKER-USER, which Docker leaves to others and asks before its own."""
+        await self.run("iptables", "-w", "-I", "DOCKER-USER", *rule.split())
+
+    async def dismiss(self, rule: str) -> None:
+        """Remove a rule that ``admissions`` returned."""
+        await self.run("iptables", "-w", "-D", "DOCKER-USER", *rule.split(), allowed=(0, 1))
+
+
+def parse(listing: dict[str, Any]) -> Table:
+    """Return nft's JSON listing of one table (libnftables-json(5)) as a ``Table``."""
+    found = Table(chains=[], sets=[], elements={})
+    for item in listing["nftables"]:
+        if "chain" in item:
+            found.chains.append(item["chain"]["name"])
+        for kind in ("set", "map"):
+            if kind in item:
+                name = item[kind]["name"]
+                found.sets.append(name)
+                found.elements[name] = dict(_element(e) for e in item[kind].get("elem", []))
+    return found
+
+
+def _element(element: Any) -> tuple[str, tuple[str | None, str]]:
+    key, verdict = element, None
+    if isinstance(element, list):
+        key, data = element
+        verdict = " ".join(f"{word} {where['target']}" for word, where in data.items())
+    comment = ""
+    if isinstance(key, dict) and "elem" in key:
+        comment = key["elem"].get("comment", "")
+        key = key["elem"]["val"]
+    if isinstance(key, dict) and "concat" in key:
+        key = " . ".join(str(part) for part in key["concat"])
+    return str(key), (verdict, comment)
+
+
+_PAIR = re.compile(r"(src|dst|sport|dport)=(\S+)")
+
+
+def _flow(protocol: str, line: str) -> Flow | None:
+    values: dict[str, list[str]] = {}
+    for name, value in _PAIR.findall(line):
+        values.setdefault(name, []).append(value)
+    if any(len(values.get(name, [])) != 2 for name in ("src", "dst", "sport", "dport")):
+        return None
+    return Flow(
+        protocol=protocol, client=values["src"][0], client_port=int(values["sport"][0]),
+        address=values["dst"][0], port=int(values["dport"][0]), answering=values["src"][1],
+    )  # fmt: skip

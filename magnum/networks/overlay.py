@@ -1,0 +1,166 @@
+"""The network of a bay on several hosts: one of Docker's own overlay networks, and an anchor on each host.
+
+An anchor is a small container of the operator's on the bay's network, one a host.
+It keeps this host's share of the overlay up (Docker takes it down with the last
+container, and what starts meanwhile can be stuck for ever), and its network
+namespace is where this host's containers of the bay find the virtual addresses
+of services: an overlay answers address look-ups on the host that asks, so every
+host's anchor has them all.
+
+Containers get addresses from the lower half of the network, services from the
+upper. Networks are cut from ``[docker] service_cidr``, since hosts' bridges are
+cut from ``bay_cidr`` and the two must not meet.
+
+Who calls: ``networks.docker`` for a bay with several members, ``engines.docker.service``.
+"""
+
+import asyncio
+import ipaddress
+import zlib
+from typing import Any
+
+import msgspec
+
+from magnum import errors
+from magnum.clients import docker
+
+ROLE = "org.openstack.magnum.role"
+ANCHOR = "anchor"
+"""An anchor bears its bay's labels and this role."""
+
+PREFIX = 24
+ATTACH_SECONDS = 20.0
+"""How long a member waits for the network that a manager makes."""
+
+
+class Overlay(msgspec.Struct, kw_only=True):
+    """What stands. ``services``: the part of ``subnet`` for virtual addresses."""
+
+    network: str
+    subnet: str
+    services: str
+    anchor: str
+
+
+def anchor_name(bay: str) -> str:
+    return f"magnum-anchor-{bay}"
+
+
+def halves(subnet: str) -> tuple[str, str]:
+    """Return the parts of ``subnet`` for containers and for services."""
+    lower, upper = ipaddress.ip_network(subnet).subnets(prefixlen_diff=1)
+    return str(lower), str(upper)
+
+
+def choose(pool: str, taken: list[str], bay: str) -> str:
+    """Return a free network of ``pool`` for ``bay``, the same for all who ask with the same ``taken``.
+
+    Bays start looking at different places, so two made at once seldom meet. Raises EngineError: the pool is used up.
+    """
+    whole = ipaddress.ip_network(pool)
+    prefix = max(PREFIX, whole.prefixlen)
+    count = 2 ** (prefix - whole.prefixlen)
+    used = [ipaddress.ip_network(t, strict=False) for t in taken]
+    first = zlib.crc32(bay.encode()) % count
+    size = 2 ** (32 - prefix)
+    for step in range(count):
+        start = int(whole.network_address) + (first + step) % count * size
+        candidate = ipaddress.ip_network((start, prefix))
+        if not any(u.version == candidate.version and u.overlaps(candidate) for u in used):
+            return str(candidate)
+    raise errors.EngineError(f"[docker] service_cidr {pool} has no network left for the bay")
+
+
+async def ensure(
+    client: docker.Client, bay: str, *, name: str, labels: dict[str, str], pool: str, image: str, command: list[str]
+) -> Overlay:
+    """Have the network ``name`` of ``bay`` and this host's anchor on it. The host is in the swarm already.
+
+    ``image`` is there already; it and ``command`` are of the anchor. Raises EngineError, Unavailable.
+    """
+    if await _manages(client):
+        await _make(client, bay, name, labels, pool)
+    anchor = await _anchor(client, bay, name, labels, image, command)
+    found = await client.network(name)
+    subnet = next((s.subnet for s in found.ipam.config or [] if s.subnet), "")
+    if not subnet:
+        raise errors.EngineError(f"the swarm gave network {name} no addresses")
+    return Overlay(network=found.id, subnet=subnet, services=halves(subnet)[1], anchor=anchor)
+
+
+async def remove(client: docker.Client, bay: str, *, name: str) -> str | None:
+    """Remove this host's anchor and, where this host manages the swarm, the network.
+
+    Returns why something is left (other hosts' containers are still on it: to be tried again), None once
+    nothing of it is left to this host.
+    """
+    try:
+        await client.remove(anchor_name(bay))
+    except errors.NotFound:
+        pass
+    except errors.Conflict:
+        return "the anchor is being removed"
+    if not await _manages(client):
+        return None
+    try:
+        await client.remove_network(name)
+    except errors.NotFound:
+        return None
+    except (errors.Conflict, errors.EngineError) as error:
+        return error.detail
+    return None
+
+
+async def _manages(client: docker.Client) -> bool:
+    swarm = (await client.info()).swarm or {}
+    return bool(swarm.get("ControlAvailable"))
+
+
+async def _make(client: docker.Client, bay: str, name: str, labels: dict[str, str], pool: str) -> None:
+    networks = await client.networks()
+    if any(n.name == name for n in networks):
+        return
+    taken = [s.subnet for n in networks for s in n.ipam.config or [] if s.subnet]
+    subnet = choose(pool, taken, bay)
+    first = str(next(ipaddress.ip_network(subnet).hosts()))
+    config: dict[str, Any] = {
+        "Name": name, "Driver": "overlay", "Attachable": True, "CheckDuplicate": True, "Labels": labels,
+        "IPAM": {"Config": [{"Subnet": subnet, "IPRange": halves(subnet)[0], "Gateway": first}]},
+    }  # fmt: skip
+    try:
+        await client.create_network(config)
+    except (errors.Conflict, errors.EngineError):
+        # another manager was first
+        if not any(n.name == name for n in await client.networks()):
+            raise
+
+
+async def _anchor(
+    client: docker.Client, bay: str, name: str, labels: dict[str, str], image: str, command: list[str]
+) -> str:
+    config: dict[str, Any] = {
+        "Image": image, "Labels": labels | {ROLE: ANCHOR}, "Hostname": "anchor",
+        "HostConfig": {
+            "NetworkMode": name, "RestartPolicy": {"Name": "always"}, "ReadonlyRootfs": True, "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"], "PidsLimit": 16, "Memory": 16 * 1024 * 1024,
+        },
+    }  # fmt: skip
+    if command:
+        config["Cmd"] = command
+    loop = asyncio.get_running_loop()
+    end = loop.time() + ATTACH_SECONDS
+    while True:
+        try:
+            try:
+                found = await client.inspect(anchor_name(bay))
+                ident, running = found.id, found.state.status == "running"
+            except errors.NotFound:
+                ident, running = await client.create(anchor_name(bay), config), False
+            if not running:
+                await client.start(ident)
+            return ident
+        except (errors.NotFound, errors.Conflict, errors.EngineError):
+            # the network is on its way from the managers
+            if loop.time() > end:
+                raise
+        await asyncio.sleep(0.5)
