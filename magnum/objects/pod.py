@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from magnum.objects import base
+from magnum import errors
+from magnum.objects import base, document, manifest
 
 
 class PodSpec(base.Spec):
@@ -49,9 +50,68 @@ class Pod(base.Object, tag="pod"):
     state: PodState = msgspec.field(default_factory=PodState)
 
 
+def parse(text: str, name: str | None = None, engine: str | None = None) -> tuple[str, PodSpec]:
+    """Return (name, spec) of a manifest's text, YAML or JSON.
+
+    ``name`` is that of the request, for a manifest without one; ``engine`` that
+    of the bay (None: not known yet, ``check`` it later). Raises Invalid naming
+    the field, TooLarge.
+    """
+    return of(document.load(text), name, engine)
+
+
+def of(data: dict[str, Any], name: str | None = None, engine: str | None = None) -> tuple[str, PodSpec]:
+    """Return (name, spec) of a manifest as data; as ``parse``."""
+    data = document.clean(data)
+    found = manifest.pod(data, name, engine)
+    assert found.metadata.name is not None
+    data["metadata"] = data.get("metadata", {}) | {"name": found.metadata.name}
+    images = list(dict.fromkeys(container.image for container in found.spec.containers))
+    return found.metadata.name, PodSpec(manifest=data, labels=found.metadata.labels, images=images)
+
+
+def check(spec: PodSpec, engine: str | None = None) -> manifest.Pod:
+    """Return the typed manifest of ``spec``. Raises Invalid naming what ``engine`` cannot honour."""
+    return manifest.pod(document.clean(spec.manifest), None, engine)
+
+
+def privileges(spec: PodSpec) -> list[tuple[str, str]]:
+    """Return (field, policy rule) of everything that ``spec`` asks for beyond a tenant's defaults."""
+    return manifest.privileges(check(spec).spec)
+
+
 def patch(old: Pod, spec: PodSpec) -> Any:
-    """Check a changed spec; a new manifest is checked by ``objects.manifest`` at the api."""
-    return spec
+    """Check a changed spec: the manifest may change, as a whole or in parts, and the labels, which are the manifest's."""
+    data = document.clean(spec.manifest)
+    if spec.labels != old.spec.labels and data == old.spec.manifest:
+        data["metadata"] = data.get("metadata", {}) | {"labels": spec.labels}
+    _, new = of(data, old.name)
+    for field in ("controller", "namespace"):
+        if getattr(spec, field) != getattr(old.spec, field):
+            raise errors.Invalid("cannot be changed", field=field)
+    if spec.images not in (old.spec.images, new.images):
+        raise errors.Invalid("is the manifest's: change that", field="images")
+    return msgspec.structs.replace(new, controller=spec.controller, namespace=spec.namespace)
+
+
+def demand(spec: PodSpec) -> base.Demand:
+    """Return what a pod takes of its host and of a quota: its containers' limits (else requests) and host ports.
+
+    Init containers run one after the other before the others do, so the largest of them counts.
+    """
+    found = check(spec).spec
+    both = [
+        (manifest.cores(r.limits) or manifest.cores(r.requests) or 0.0,
+         manifest.size(r.limits.memory) or manifest.size(r.requests.memory) or 0)
+        for r in (c.resources for c in (*found.containers, *found.init_containers))
+    ]  # fmt: skip
+    running, first = both[: len(found.containers)], both[len(found.containers) :]
+    ports = tuple((p.protocol.lower(), p.host_port) for c in found.containers for p in c.ports if p.host_port)
+    return base.Demand(
+        cpus=max(sum(cpus for cpus, _ in running), *(cpus for cpus, _ in first), 0.0),
+        memory=max(sum(memory for _, memory in running), *(memory for _, memory in first), 0),
+        ports=ports,
+    )
 
 
 KIND = base.Kind(
@@ -59,5 +119,5 @@ KIND = base.Kind(
     unique_in_bay=True, failed="Failed",
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    patch=patch,
+    patch=patch, owner="controller", chosen=("controller",), demand=demand,
 )  # fmt: skip

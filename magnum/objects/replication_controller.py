@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from magnum.objects import base
+from magnum import errors
+from magnum.objects import base, document, manifest, pod
 
 
 class ReplicationControllerSpec(base.Spec):
@@ -35,9 +36,68 @@ class ReplicationController(base.Object, tag="rc"):
     state: ReplicationControllerState = msgspec.field(default_factory=ReplicationControllerState)
 
 
+def parse(text: str, name: str | None = None, engine: str | None = None) -> tuple[str, ReplicationControllerSpec]:
+    """Return (name, spec) of a manifest's text; as ``objects.pod.parse``."""
+    return of(document.load(text), name, engine)
+
+
+def of(
+    data: dict[str, Any], name: str | None = None, engine: str | None = None
+) -> tuple[str, ReplicationControllerSpec]:
+    """Return (name, spec) of a manifest as data; as ``parse``."""
+    data = document.clean(data)
+    found = manifest.replication_controller(data, name, engine)
+    assert found.metadata.name is not None
+    data["metadata"] = data.get("metadata", {}) | {"name": found.metadata.name}
+    spec = found.spec
+    return found.metadata.name, ReplicationControllerSpec(
+        manifest=data,
+        labels=found.metadata.labels,
+        selector=spec.selector,
+        replicas=spec.replicas,
+        images=list(dict.fromkeys(container.image for container in spec.template.spec.containers)),
+    )
+
+
+def check(spec: ReplicationControllerSpec, engine: str | None = None) -> manifest.ReplicationController:
+    """Return the typed manifest of ``spec``. Raises Invalid naming what ``engine`` cannot honour."""
+    return manifest.replication_controller(document.clean(spec.manifest), None, engine)
+
+
+def privileges(spec: ReplicationControllerSpec) -> list[tuple[str, str]]:
+    """Return (field, policy rule) of everything that the template asks for beyond a tenant's defaults."""
+    return manifest.privileges(check(spec).spec.template.spec, "spec.template.")
+
+
+def pod_of(spec: ReplicationControllerSpec, name: str, controller: str) -> pod.PodSpec:
+    """Return the spec of a new pod called ``name`` like the template, for the controller with that uuid."""
+    template = spec.manifest["spec"]["template"]
+    data = {
+        "apiVersion": manifest.API_VERSION,
+        "kind": "Pod",
+        "metadata": template.get("metadata", {}) | {"name": name},
+        "spec": template["spec"],
+    }
+    _, made = pod.of(data)
+    made.controller = controller
+    return made
+
+
 def patch(old: ReplicationController, spec: ReplicationControllerSpec) -> Any:
-    """Check a changed spec; a new manifest is checked by ``objects.manifest`` at the api."""
-    return spec
+    """Check a changed spec: the manifest may change, as a whole or in parts; ``replicas`` and labels too, which are its."""
+    data = document.clean(spec.manifest)
+    if data == old.spec.manifest:
+        if spec.replicas != old.spec.replicas:
+            data["spec"]["replicas"] = spec.replicas
+        if spec.labels != old.spec.labels:
+            data["metadata"] = data.get("metadata", {}) | {"labels": spec.labels}
+    _, new = of(data, old.name)
+    if spec.namespace != old.spec.namespace:
+        raise errors.Invalid("cannot be changed", field="namespace")
+    for field in ("selector", "images"):
+        if getattr(spec, field) not in (getattr(old.spec, field), getattr(new, field)):
+            raise errors.Invalid("is the manifest's: change that", field=field)
+    return msgspec.structs.replace(new, keep_pods=spec.keep_pods, namespace=spec.namespace)
 
 
 KIND = base.Kind(
@@ -45,5 +105,5 @@ KIND = base.Kind(
     state=ReplicationControllerState, spread="none", in_bay=True, unique_in_bay=True,
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    patch=patch,
+    patch=patch, chosen=("keep_pods",),
 )  # fmt: skip

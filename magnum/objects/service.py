@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from magnum.objects import base
+from magnum import errors
+from magnum.objects import base, document, manifest
 
 
 class ServicePort(msgspec.Struct, kw_only=True):
@@ -58,9 +59,75 @@ class Service(base.Object, tag="service"):
     state: ServiceState = msgspec.field(default_factory=ServiceState)
 
 
+def parse(text: str, name: str | None = None, engine: str | None = None) -> tuple[str, ServiceSpec]:
+    """Return (name, spec) of a manifest's text; as ``objects.pod.parse``.
+
+    A LoadBalancer is a NodePort, as it is on Kubernetes without a cloud.
+    """
+    return of(document.load(text), name, engine)
+
+
+def of(data: dict[str, Any], name: str | None = None, engine: str | None = None) -> tuple[str, ServiceSpec]:
+    """Return (name, spec) of a manifest as data; as ``parse``."""
+    data = document.clean(data)
+    found = manifest.service(data, name, engine)
+    assert found.metadata.name is not None
+    data["metadata"] = data.get("metadata", {}) | {"name": found.metadata.name}
+    spec = found.spec
+    return found.metadata.name, ServiceSpec(
+        manifest=data,
+        labels=found.metadata.labels,
+        selector=spec.selector,
+        ports=[
+            ServicePort(
+                port=p.port, target_port=p.target_port or p.port, protocol=p.protocol, name=p.name,
+                node_port=p.node_port or None,
+            )
+            for p in spec.ports
+        ],
+        type="NodePort" if spec.type == "LoadBalancer" else spec.type,
+        headless=spec.cluster_ip == "None",
+        affinity_seconds=(
+            spec.session_affinity_config.client_ip.timeout_seconds if spec.session_affinity == "ClientIP" else None
+        ),
+    )  # fmt: skip
+
+
+def check(spec: ServiceSpec, engine: str | None = None) -> manifest.Service:
+    """Return the typed manifest of ``spec``. Raises Invalid naming what ``engine`` cannot honour."""
+    return manifest.service(document.clean(spec.manifest), None, engine)
+
+
+def privileges(spec: ServiceSpec) -> list[tuple[str, str]]:
+    """Return (field, policy rule) of what a service asks for beyond a tenant's defaults: nothing can be."""
+    return []
+
+
 def patch(old: Service, spec: ServiceSpec) -> Any:
-    """Check a changed spec; a new manifest is checked by ``objects.manifest`` at the api."""
-    return spec
+    """Check a changed spec: the manifest may change, as a whole or in parts, and the labels, which are its.
+
+    The virtual IP stays, and the node port of a port that stays.
+    """
+    data = document.clean(spec.manifest)
+    if spec.labels != old.spec.labels and data == old.spec.manifest:
+        data["metadata"] = data.get("metadata", {}) | {"labels": spec.labels}
+    _, new = of(data, old.name)
+    if new.headless != old.spec.headless:
+        raise errors.Invalid("cannot be changed", field="spec.clusterIP")
+    for field in ("namespace", "virtual_ip"):
+        if getattr(spec, field) != getattr(old.spec, field):
+            raise errors.Invalid("cannot be changed", field=field)
+    for field in ("selector", "ports", "type", "headless", "affinity_seconds"):
+        if getattr(spec, field) not in (getattr(old.spec, field), getattr(new, field)):
+            raise errors.Invalid("is the manifest's: change that", field=field)
+    if new.type == "NodePort":
+        kept = {(p.port, p.protocol): p.node_port for p in old.spec.ports}
+        taken = {(p.node_port, p.protocol) for p in new.ports}
+        for port in new.ports:
+            before = kept.get((port.port, port.protocol))
+            if port.node_port is None and (before, port.protocol) not in taken:
+                port.node_port = before
+    return msgspec.structs.replace(new, virtual_ip=spec.virtual_ip, endpoints=spec.endpoints, namespace=spec.namespace)
 
 
 def combine(service: Service, placements: list[base.Placement]) -> tuple[str, str | None, Any]:
@@ -91,5 +158,5 @@ KIND = base.Kind(
     in_bay=True, unique_in_bay=True,
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    patch=patch, combine=combine,
+    patch=patch, combine=combine, chosen=("virtual_ip", "endpoints"),
 )  # fmt: skip
