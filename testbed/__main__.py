@@ -4,13 +4,18 @@ import argparse
 import concurrent.futures
 import contextlib
 import importlib
+import os
+import pkgutil
 import sys
 import time
 import types
 
 from testbed import base
 
-COMPONENTS = ("docker", "rabbitmq", "postgresql", "mariadb")
+COMPONENTS = sorted(
+    {module.name for module in pkgutil.iter_modules([os.path.dirname(__file__)])}
+    - {"__main__", "base", "environments", "images"}
+)
 
 
 def _up(component: types.ModuleType, hosts: int) -> None:

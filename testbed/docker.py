@@ -78,6 +78,11 @@ def _enter(holder: int) -> list[str]:
     return ["nsenter", f"--target={holder}", "--net", "--mount", "--"]
 
 
+def _link(name: str) -> str:
+    """Return the name of a host's veth in the root namespace."""
+    return f"{BRIDGE}h{name.removeprefix('host')}"
+
+
 def _socket(name: str) -> pathlib.Path:
     path = base.FOLDER / NAME / name / "docker.sock"
     return path if len(str(path)) < SOCKET_PATH_MAX else pathlib.Path(f"/tmp/{CGROUP}-{name}.sock")
@@ -100,7 +105,7 @@ def _host(index: int, cidr: ipaddress.IPv4Network) -> dict[str, Any]:
             folder / "holder.log",
         )  # fmt: skip
         base.wait(ready.exists, f"{name}'s namespaces", 30, folder / "holder.log", f"{NAME}-{name}")
-        link = f"{BRIDGE}h{index}"
+        link = _link(name)
         base.run("ip", "link", "delete", link, check=False)
         base.run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(holder))
         base.run("ip", "link", "set", link, "master", BRIDGE, "up")
@@ -188,6 +193,8 @@ def _end(name: str) -> None:
         time.sleep(0.05)
     base.stop(f"{NAME}-{name}-engine", 0, signal.SIGKILL)
     base.stop(f"{NAME}-{name}", 0, signal.SIGKILL)
+    # The kernel takes it with the namespace, but later than the process is gone.
+    base.run("ip", "link", "delete", _link(name), check=False)
     for group in _groups(name):
         with contextlib.suppress(OSError):
             group.rmdir()

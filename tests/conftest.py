@@ -1,0 +1,39 @@
+"""What several folders of tests share: the hosts of the test bed."""
+
+import dataclasses
+
+import pytest
+
+from testbed import base, docker, images
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """One host of the test bed: its engine's socket, its address on the common bridge and the words that enter it."""
+
+    name: str
+    address: str
+    socket: str
+    enter: list[str]
+    image: str = images.DEMO
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+
+@pytest.fixture(scope="session")
+def docker_hosts() -> list[Host]:
+    """Three hosts, each with an engine and the test images."""
+    docker.install()
+    with base.lock(base.FOLDER / "lock"):
+        docker.up(3)
+    return [
+        Host(name=found["name"], address=found["address"], socket=found["socket"], enter=found["enter"])
+        for found in base.facts("docker")["hosts"]
+    ]
+
+
+@pytest.fixture
+def docker_host(docker_hosts) -> Host:
+    return docker_hosts[0]
