@@ -167,9 +167,10 @@ def _base(table: str, place: Place) -> list[str]:
                 " ".join([*from_outside, 'iifname != { "docker0", "docker_gwbridge" }', local, node_port]),
             ]),
             "output": ("nat hook output priority -105", [service, f"{local} {node_port}"]),
-            # members of one bridge answer each other past the router, unless they are asked by it
+            # members of one bridge answer each other past the router, unless they are asked by it; without
+            # the interface that it came by, which is not known of a bridged frame
             "postrouting": ("nat hook postrouting priority 95", [
-                "iifname . ct original ip daddr @reach oifname . ct original ip daddr @reach masquerade",
+                "oifname . ct original ip daddr @reach masquerade",
             ]),
             # what is still for a virtual address here has no endpoint, or is a stranger to the bay
             "forward": ("filter hook forward priority -5", [f"ip daddr @virtual_ips {rule}" for rule in refuse]),
