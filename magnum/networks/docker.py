@@ -112,10 +112,14 @@ def routes(table: str = "/proc/net/route") -> list[str]:
 async def remove(client: docker.Client, bay_uuid: str, labels: list[str]) -> list[str]:
     """Remove the network of a bay, found by ``labels``; return a sentence for everything that keeps it."""
     left: list[str] = []
-    for network in await client.networks(labels):
+    found = await client.networks(labels)
+    # a worker of a swarm no longer sees the network once its anchor has stopped
+    if any(n.driver == "overlay" for n in found) or await client.containers(labels):
+        name = network_name(bay_uuid)
+        why = await overlay.remove(client, bay_uuid, name=name)
+        left += [f"network {name}: {why}"] if why else []
+    for network in found:
         if network.driver == "overlay":
-            why = await overlay.remove(client, bay_uuid, name=network.name)
-            left += [f"network {network.name}: {why}"] if why else []
             continue
         try:
             await client.remove_network(network.id)
