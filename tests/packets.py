@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import pathlib
+import subprocess
 import sys
 import uuid
 from typing import Any
@@ -13,10 +14,7 @@ from magnum.engines import base
 from magnum.engines.docker import service
 from magnum.networks import names
 from testbed import base as testbed
-from testbed import docker as engines
 from testbed import images
-
-DEPLOYMENT = "packets"
 
 ANSWER = """
 import socket, sys
@@ -42,9 +40,10 @@ for _ in range(20):
 
 def hosts(count: int) -> list[dict[str, Any]]:
     """Return so many hosts of the test bed, each with an engine of its own, started if need be."""
-    engines.install()
-    with testbed.lock(testbed.FOLDER / "lock"):
-        engines.up(count)
+    # in a process of its own, which does not outlive what it starts
+    command = [sys.executable, "-m", "testbed", "up", "docker", "--hosts", str(count)]
+    done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     found: list[dict[str, Any]] = testbed.facts("docker")["hosts"]
     return found[:count]
 
@@ -60,8 +59,10 @@ class Bay:
         self.state_dir = state_dir
         self.name = f"magnum-{bay}"
         self.hosts = names.Names(str(state_dir))
-        self.conf = config.load([], deployment=DEPLOYMENT)
-        self.labels = {base.DEPLOYMENT: DEPLOYMENT, base.BAY: bay, base.UUID: bay, base.KIND: "bay"}
+        # of the bay's own: what one test leaves by failing is no other's
+        self.deployment = f"packets-{bay[:8]}"
+        self.conf = config.load([], deployment=self.deployment)
+        self.labels = {base.DEPLOYMENT: self.deployment, base.BAY: bay, base.UUID: bay, base.KIND: "bay"}
         self.ips: dict[str, str] = {}
         self.ids: list[str] = []
         self.tasks: list[asyncio.Task[str]] = []

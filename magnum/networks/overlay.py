@@ -32,6 +32,8 @@ PREFIX = 24
 ATTACH_SECONDS = 20.0
 """How long a member waits for the network that a manager makes."""
 
+REMOVE_SECONDS = 5.0
+
 
 class Overlay(msgspec.Struct, kw_only=True):
     """What stands. ``services``: the part of ``subnet`` for virtual addresses."""
@@ -108,6 +110,13 @@ async def remove(client: docker.Client, bay: str, *, name: str) -> str | None:
         return None
     except (errors.Conflict, errors.EngineError) as error:
         return error.detail
+    # the swarm has taken the order; the engine forgets its share a moment later
+    loop = asyncio.get_running_loop()
+    end = loop.time() + REMOVE_SECONDS
+    while any(n.name == name for n in await client.networks()):
+        if loop.time() > end:
+            return "the swarm is removing it"
+        await asyncio.sleep(0.1)
     return None
 
 

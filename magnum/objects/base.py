@@ -65,6 +65,19 @@ class Placement(msgspec.Struct, kw_only=True):
     state: dict[str, Any] = {}
 
 
+class Demand(msgspec.Struct, kw_only=True, frozen=True):
+    """What an object takes of a quota and of its host. ``memory`` in bytes, ``ports``: (protocol, number) of its host."""
+
+    cpus: float = 0.0
+    memory: int = 0
+    nodes: int = 0
+    ports: tuple[tuple[str, int], ...] = ()
+
+
+def _nothing(spec: Any) -> Demand:
+    return Demand()
+
+
 class Kind(msgspec.Struct, kw_only=True, frozen=True):
     """What the generic parts need to know of a kind of object.
 
@@ -82,6 +95,13 @@ class Kind(msgspec.Struct, kw_only=True, frozen=True):
     checks a changed spec against the old object and returns the new spec,
     raising Invalid for a field that may not change. ``combine`` makes the
     whole's (status, reason, state) from its placements.
+
+    ``owner`` is the spec's field with the uuid of the object that this one hangs
+    on (a bay's model, a pod's controller). ``chosen`` are fields of the spec that
+    the conductor sets and nobody may patch. ``demand(spec)`` is what it takes;
+    ``timeout(spec)`` the seconds that a change of it may last (None: the
+    operator's default). ``failures`` maps a pending status to the one that its
+    failure is told by, where that is not ``failed``.
     """
 
     name: str
@@ -97,9 +117,22 @@ class Kind(msgspec.Struct, kw_only=True, frozen=True):
     pending: frozenset[str] = frozenset()
     asked: dict[str, str] = {}
     failed: str = "Error"
+    failures: dict[str, str] = {}
+    owner: str | None = None
+    chosen: tuple[str, ...] = ()
+    demand: collections.abc.Callable[[Any], Demand] = _nothing
+    timeout: collections.abc.Callable[[Any], float | None] | None = None
     act: collections.abc.Callable[[Any, str], None] | None = None
     patch: collections.abc.Callable[[Any, Any], Any] | None = None
     combine: collections.abc.Callable[[Any, list[Placement]], tuple[str, str | None, Any]] | None = None
+
+    def failure_of(self, status: str) -> str:
+        """Return the status that says that the change which ``status`` tells of has failed."""
+        return self.failures.get(status, self.failed)
+
+    def is_failure(self, status: str) -> bool:
+        """Return whether ``status`` says that a change failed."""
+        return status == self.failed or status in self.failures.values()
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -107,11 +107,22 @@ def combine(bay: Bay, placements: list[base.Placement]) -> tuple[str, str | None
     return status, "; ".join(reasons) or None, state
 
 
+def demand(spec: BaySpec) -> base.Demand:
+    """Return what a bay takes of a quota: its nodes."""
+    return base.Demand(nodes=spec.node_count)
+
+
+def timeout(spec: BaySpec) -> float | None:
+    """Return the seconds that a change of the bay may last, None if its owner has no wish."""
+    return spec.bay_create_timeout * 60.0 or None
+
+
 KIND = base.Kind(
     name="bay", plural="bays", cls=Bay, spec=BaySpec, state=BayState, spread="members",
     initial="CREATE_IN_PROGRESS", failed="CREATE_FAILED",
     pending=frozenset({"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}),
     asked={"create": "CREATE_IN_PROGRESS", "update": "UPDATE_IN_PROGRESS", "delete": "DELETE_IN_PROGRESS",
            "retry": "UPDATE_IN_PROGRESS"},
-    patch=patch, combine=combine,
+    patch=patch, combine=combine, owner="baymodel_id", chosen=("members",), demand=demand, timeout=timeout,
+    failures={f"{verb}_IN_PROGRESS": f"{verb}_FAILED" for verb in ("CREATE", "UPDATE", "DELETE")},
 )  # fmt: skip

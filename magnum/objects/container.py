@@ -230,7 +230,13 @@ def privileges(spec: ContainerSpec) -> list[tuple[str, str]]:
     return asked
 
 
+def demand(spec: ContainerSpec) -> base.Demand:
+    """Return what a container takes of its host and of a quota."""
+    ports = tuple((p.protocol, p.host_port) for p in spec.ports if p.host_port)
+    return base.Demand(cpus=spec.cpus or 0.0, memory=spec.memory or 0, ports=ports)
+
+
 KIND = base.Kind(
     name="container", plural="containers", cls=Container, spec=ContainerSpec, state=ContainerState,
-    spread="one", in_bay=True, pending=PENDING, asked=ASKED, act=act, patch=patch,
+    spread="one", in_bay=True, pending=PENDING, asked=ASKED, act=act, patch=patch, demand=demand,
 )  # fmt: skip

@@ -81,7 +81,7 @@ async def test_balances_follows_and_leaves_nothing(bay, docker_host):
     assert await services.seen() == []
     left = await engine.run("nft", "list", "ruleset")
     assert web.uuid not in left
-    assert f"magnum-{packets.DEPLOYMENT}" not in left
+    assert f"magnum-{bay.deployment}" not in left
     assert web.uuid not in bay.hosts.path(bay.uuid).read_text()
 
 

@@ -1,0 +1,115 @@
+"""Who asks: one strategy, chosen by ``[api] auth_strategy``, turns a request's headers into a context.
+
+A strategy is a class registered in ``STRATEGIES``; ``api.app`` makes the one
+that the configuration names and asks it once a request. ``noauth`` is here;
+whatever knows Keystone's wire lives in ``clients`` and is wrapped likewise.
+"""
+
+import abc
+import collections.abc
+import ipaddress
+import time
+
+from oslo_config import cfg
+
+from magnum import context as contexts
+from magnum import errors
+
+Headers = collections.abc.Mapping[bytes, bytes]
+"""A request's headers: lower-case names, raw values; no name twice."""
+
+
+class Strategy(abc.ABC):
+    """Says who asks."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self.conf = conf
+
+    async def start(self) -> None:
+        """Prepare; returns at once if the far side is away. Raises Invalid for a configuration that is refused."""
+
+    async def close(self) -> None:
+        """Let go of what start took."""
+
+    @abc.abstractmethod
+    async def identify(self, headers: Headers, request_id: str, global_id: str) -> contexts.Context:
+        """Return the asker's context, with the deadline of ``[api] call_timeout``.
+
+        Raises Unauthenticated, Unavailable (nobody can say now), Invalid (a header that cannot be read).
+        """
+
+    def health(self) -> str:
+        """Return ``ok`` or why new askers cannot be known now."""
+        return "ok"
+
+    @property
+    def challenge(self) -> str | None:
+        """The ``WWW-Authenticate`` of a 401."""
+        return None
+
+
+def text(headers: Headers, name: bytes, default: str) -> str:
+    """Return a header's value. Raises Invalid naming it if it is no printable text of at most 255 characters."""
+    raw = headers.get(name)
+    if not raw:
+        return default
+    try:
+        value = raw.decode()
+    except UnicodeDecodeError:
+        raise errors.Invalid("must be UTF-8", field=name.decode()) from None
+    if len(value) > 255 or not value.isprintable():
+        raise errors.Invalid("must be printable text of at most 255 characters", field=name.decode())
+    return value
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine reaches ``address``."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+class NoAuth(Strategy):
+    """Believes the headers X-Project-Id, X-User-Id and X-Roles; without them everyone is an admin of one project.
+
+    For one user on one machine, and for tests.
+    """
+
+    PROJECT = "default"
+    USER = "admin"
+    ROLES = ("admin", "member", "reader")
+
+    async def start(self) -> None:
+        if not is_loopback(self.conf.api.host) and not self.conf.api.allow_noauth_anywhere:
+            raise errors.Invalid(
+                f"noauth makes whoever reaches {self.conf.api.host}:{self.conf.api.port} an admin: listen on loopback, "
+                "or set [api] allow_noauth_anywhere",
+                field="[api] host",
+            )
+
+    async def identify(self, headers: Headers, request_id: str, global_id: str) -> contexts.Context:
+        roles = self.ROLES
+        if b"x-roles" in headers:
+            roles = tuple(sorted({r.strip() for r in text(headers, b"x-roles", "").split(",") if r.strip()}))
+        return contexts.Context(
+            request_id=request_id,
+            global_id=global_id,
+            user_id=text(headers, b"x-user-id", self.USER),
+            project_id=text(headers, b"x-project-id", self.PROJECT),
+            roles=roles,
+            is_admin="admin" in roles,
+            deadline=time.monotonic() + self.conf.api.call_timeout,
+        )
+
+
+STRATEGIES: dict[str, type[Strategy]] = {"noauth": NoAuth}
+"""Name in the configuration → strategy."""
+
+
+def make(conf: cfg.ConfigOpts) -> Strategy:
+    """Return the strategy that the configuration names. Raises Invalid if this installation has none of that name."""
+    name = conf.api.auth_strategy
+    if name not in STRATEGIES:
+        raise errors.Invalid(f"there is no strategy {name!r} here", field="[api] auth_strategy")
+    return STRATEGIES[name](conf)

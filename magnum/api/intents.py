@@ -1,0 +1,138 @@
+"""From an intent that the conductor wrote to what stands: the object's hosts are asked to make it so, and waited for.
+
+Handlers of every kind call ``carry_out`` after the conductor's create, update,
+act or delete. What a host cannot do in time, or at all while it is away, goes on
+without the client: the intent is in the database, and the backend converges.
+
+``Watch`` hears every committed event of the deployment and wakes whoever waits
+for an object, or follows ``/v1/events``.
+"""
+
+import asyncio
+import collections
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from magnum import context as contexts
+from magnum import errors, objects
+from magnum.objects import base
+from magnum.rpc import base as rpc
+from magnum.rpc import conductor as conductor_rpc
+
+if TYPE_CHECKING:
+    from magnum.api import app
+
+LOG = structlog.get_logger(__name__)
+
+LOOK_AGAIN = 2.0
+"""Seconds after which a waiter looks by itself, since a broadcast may be lost."""
+
+
+class Watch:
+    """Wakes those that wait, on every committed event that concerns them."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Event]] = collections.defaultdict(set)
+        self._decode = msgspec.msgpack.Decoder(base.Event).decode
+
+    async def start(self, transport: rpc.Transport) -> None:
+        await transport.subscribe(conductor_rpc.EVENTS, self._heard)
+
+    async def _heard(self, body: bytes) -> None:
+        event = self._decode(body)
+        for key in (event.uuid, f"project:{event.project_id}", "every project"):
+            for waiter in self._waiting.get(key, ()):
+                waiter.set()
+
+    @contextlib.contextmanager
+    def on(self, key: str) -> "contextlib._GeneratorContextManager[asyncio.Event]":
+        """Give an ``asyncio.Event`` that is set whenever something happens to ``key``: a uuid, ``project:<id>`` or ``every project``."""
+        waiter = asyncio.Event()
+        self._waiting[key].add(waiter)
+        try:
+            yield waiter
+        finally:
+            self._waiting[key].discard(waiter)
+            if not self._waiting[key]:
+                del self._waiting[key]
+
+
+def settled(item: base.Object) -> bool:
+    """Return whether no change of ``item`` is in progress."""
+    return item.operation is None
+
+
+async def hosts_of(api: "app.Api", context: contexts.Context, item: base.Object) -> list[str]:
+    """Return the hosts that have to act for ``item``."""
+    if objects.kind_of(item).spread != "members":
+        return [item.host] if item.host else []
+    hosts = set(item.state.hosts)  # type: ignore[attr-defined]
+    if isinstance(item, objects.bay.Bay):
+        return sorted(hosts | set(item.spec.members))
+    bay = await api.conductor.get(context, "bay", item.bay_uuid or "")
+    return sorted(hosts | set(bay.spec.members))  # type: ignore[union-attr]
+
+
+async def carry_out(
+    api: "app.Api", context: contexts.Context, item: objects.AnyObject, wait: float | None
+) -> objects.AnyObject | None:
+    """Return ``item`` as it stands once it is settled or the wait is over; None once nothing is left of it.
+
+    ``wait``: seconds, None for ``[api] wait``; then a host that is away is not waited for.
+    """
+    if settled(item):
+        return None if item.deleting else item
+    patient = wait is not None
+    until = time.monotonic() + (api.conf.api.wait if wait is None else wait)
+    # the wait may be longer than a request's usual time
+    context = msgspec.structs.replace(context, deadline=until + api.conf.api.call_timeout)
+    with api.watch.on(item.uuid) as woken:
+        hosts = await hosts_of(api, context, item)
+        reached = await _ask(api, context, item, hosts, until)
+        while True:
+            woken.clear()
+            current = await _current(api, context, item)
+            if current is None or settled(current):
+                return current
+            left = until - time.monotonic()
+            if left <= 0 or not (reached or patient):
+                return current
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, LOOK_AGAIN)):
+                    await woken.wait()
+
+
+async def _current(
+    api: "app.Api", context: contexts.Context, item: objects.AnyObject
+) -> objects.AnyObject | None:
+    try:
+        return await api.conductor.get(context, objects.kind_of(item).name, item.uuid)
+    except errors.NotFound:
+        return None
+
+
+async def _ask(
+    api: "app.Api", context: contexts.Context, item: objects.AnyObject, hosts: list[str], until: float
+) -> bool:
+    """Ask ``hosts`` to apply ``item`` and wait for them until then; return whether every one was reached."""
+
+    async def one(host: str) -> bool:
+        seconds = until - time.monotonic()
+        if seconds <= 0:
+            await api.backend(host).kick(context, [item.uuid])
+            return True
+        try:
+            await api.backend(host).apply(context.within(seconds), item)
+        except errors.DeadlineExceeded:
+            return True
+        except errors.MagnumError as error:
+            # the intent stands; the backend takes it up by itself
+            LOG.warning("left to convergence", host=host, uuid=item.uuid, reason=str(error))
+            return not isinstance(error, errors.Unavailable)
+        return True
+
+    return all(await asyncio.gather(*(one(host) for host in hosts)))
