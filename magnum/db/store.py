@@ -368,6 +368,12 @@ class Transaction:
         """Return uuid → (kind, host) of the visible objects that a request's operation is in progress on."""
         return await self._everywhere(lambda t: sa.and_(t.c.operation == request_id, self._visible(t, lock="write")))
 
+    async def stuck(self, before: datetime.datetime) -> dict[str, tuple[str, str | None]]:
+        """Return uuid → (kind, host) of objects whose operation nobody has reported on since ``before``."""
+        return await self._everywhere(
+            lambda t: sa.and_(t.c.operation.is_not(None), sa.func.coalesce(t.c.updated_at, t.c.created_at) < before)
+        )
+
     async def late(self, at: datetime.datetime) -> dict[str, tuple[str, str | None]]:
         """Return uuid → (kind, host) of objects whose operation should have ended before ``at``."""
         return await self._everywhere(lambda t: t.c.operation_deadline < at)
@@ -468,6 +474,63 @@ class Transaction:
         rows = await self.connection.execute(statement.with_for_update() if lock else statement)
         return [_host(row) for row in rows]
 
+    async def save_host(self, machine: host.Host, *, down: bool = False) -> None:
+        """Write a host, new or known, as just seen (``down``: as just found missing)."""
+        table = tables.HOSTS
+        machine.updated_at = base.now()
+        values: dict[str, Any] = {
+            "status": machine.status, "status_reason": machine.status_reason, "disabled": machine.disabled,
+            "epoch": machine.epoch, "facts": _encode(machine.facts).decode(), "updated_at": machine.updated_at,
+        }  # fmt: skip
+        values |= {"down_at": tables.clock()} if down else {"last_seen_at": tables.clock()}
+        if machine.created_at is None:
+            machine.created_at = machine.updated_at
+            values |= {"uuid": machine.uuid, "name": machine.name, "created_at": machine.created_at}
+            await self.connection.execute(sa.insert(table).values(values))
+        else:
+            await self.connection.execute(sa.update(table).where(table.c.name == machine.name).values(values))
+
+    async def silent(self, seconds: float) -> list[host.Host]:
+        """Return the hosts that are up but were not seen for so long; their rows stay held."""
+        since = await self.now() - datetime.timedelta(seconds=seconds)
+        return await self.hosts(tables.HOSTS.c.status == "up", tables.HOSTS.c.last_seen_at < since, lock=True)
+
+    async def gone_for(self, seconds: float) -> set[str]:
+        """Return the names of hosts that have been down for longer than that."""
+        since = await self.now() - datetime.timedelta(seconds=seconds)
+        table = tables.HOSTS
+        rows = await self.connection.execute(
+            sa.select(table.c.name).where(table.c.status == "down", table.c.down_at < since)
+        )
+        return {row.name for row in rows}
+
+    async def saw_program(self, binary: str, machine: str) -> None:
+        """Keep a sign of life of a program."""
+        table = tables.PROGRAMS
+        beat = {"last_seen_at": tables.clock(), "report_count": table.c.report_count + 1, "updated_at": base.now()}
+        known = sa.and_(table.c.host == machine, table.c.binary == binary)
+        if not (await self.connection.execute(sa.update(table).where(known).values(beat))).rowcount:
+            await self.connection.execute(
+                sa.insert(table).values(
+                    host=machine, binary=binary, report_count=1, disabled=False, last_seen_at=tables.clock(),
+                    created_at=base.now(),
+                )
+            )  # fmt: skip
+
+    async def programs(self, alive: float) -> list[host.Program]:
+        """Return every program that ever beat; ``up`` if it did within ``alive`` seconds."""
+        since = await self.now() - datetime.timedelta(seconds=alive)
+        table = tables.PROGRAMS
+        return [
+            host.Program(
+                id=row.id, host=row.host, binary=row.binary, report_count=row.report_count, disabled=row.disabled,
+                disabled_reason=row.disabled_reason, last_seen_up=row.last_seen_at, created_at=row.created_at,
+                updated_at=row.updated_at,
+                state="up" if row.last_seen_at is not None and row.last_seen_at >= since else "down",
+            )
+            for row in await self.connection.execute(sa.select(table).order_by(table.c.id))
+        ]  # fmt: skip
+
     async def placed(self, names: collections.abc.Collection[str]) -> dict[str, Usage]:
         """Return what is placed on hosts: objects that live on one host, bays' shares in ``nodes``."""
         parts = [
@@ -509,6 +572,31 @@ class Transaction:
             sa.select(table.c.resource, table.c.hard_limit).where(table.c.project_id == project)
         )
         return {row.resource: row.hard_limit for row in rows}
+
+    async def all_limits(self) -> dict[str, dict[str, int]]:
+        """Return project → resource → limit, of the projects that have limits of their own."""
+        table = tables.QUOTAS
+        found: dict[str, dict[str, int]] = {}
+        rows = await self.connection.execute(sa.select(table.c.project_id, table.c.resource, table.c.hard_limit))
+        for row in rows:
+            found.setdefault(row.project_id, {})[row.resource] = row.hard_limit
+        return found
+
+    async def set_limits(self, project: str, limits: dict[str, int | None]) -> None:
+        """Give a project limits of its own; None takes one back."""
+        table = tables.QUOTAS
+        for resource, limit in limits.items():
+            mine = sa.and_(table.c.project_id == project, table.c.resource == resource)
+            if limit is None:
+                await self.connection.execute(sa.delete(table).where(mine))
+                continue
+            values = {"hard_limit": limit, "updated_at": base.now()}
+            if not (await self.connection.execute(sa.update(table).where(mine).values(values))).rowcount:
+                await self.connection.execute(
+                    sa.insert(table).values(
+                        project_id=project, resource=resource, hard_limit=limit, created_at=base.now()
+                    )
+                )
 
     async def taken(self, project: str) -> dict[str, Usage]:
         """Return kind → what the project's objects take."""

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from magnum import errors
-from magnum.objects import base
+from magnum.objects import base, bay_model
 
 
 class BaySpec(base.Spec):
@@ -68,6 +68,24 @@ def check(spec: BaySpec) -> BaySpec:
     if spec.bay_create_timeout < 0:
         raise errors.Invalid("must not be negative (minutes)", field="bay_create_timeout")
     return spec
+
+
+def inherit(spec: BaySpec, model: bay_model.BayModel) -> BaySpec:
+    """Return ``spec`` with what the model says and the tenant did not."""
+    given = model.spec
+    return msgspec.structs.replace(
+        spec,
+        baymodel_id=model.uuid,
+        engine=bay_model.engine_of(given),
+        coe=given.coe,
+        labels=given.labels | spec.labels,
+        keypair=spec.keypair or given.keypair_id,
+        network_driver=spec.network_driver or given.network_driver,
+        fixed_network=spec.fixed_network or given.fixed_network,
+        fixed_subnet=spec.fixed_subnet or given.fixed_subnet,
+        external_network_id=spec.external_network_id or given.external_network_id,
+        dns_nameserver=spec.dns_nameserver or given.dns_nameserver,
+    )
 
 
 def patch(old: Bay, spec: BaySpec) -> Any:

@@ -23,6 +23,18 @@ class Page(msgspec.Struct, kw_only=True):
     more: bool = False
 
 
+class Quota(msgspec.Struct, kw_only=True):
+    """A project's limits and use, by resource: bays, nodes, pods, services, containers, memory (bytes), cpus (cores).
+
+    ``own``: the resources for which the project has a limit of its own.
+    """
+
+    project_id: str
+    limits: dict[str, int] = {}
+    used: dict[str, float] = {}
+    own: list[str] = []
+
+
 class Conductor(rpc.Interface):
     @rpc.call(repeat_safe=True)
     async def create(self, context: context.Context, item: objects.AnyObject) -> objects.AnyObject:
@@ -138,6 +150,16 @@ class Conductor(rpc.Interface):
         object to read as the engine shows it. Retry writes the same intent again.
         Raises NotFound, Conflict (nothing to cancel or retry).
         """
+        raise NotImplementedError
+
+    @rpc.call(repeat_safe=True)
+    async def quotas(self, context: context.Context, project: str | None = None) -> list[Quota]:
+        """Return a project's limits and what it uses; without ``project`` all that an admin set, unused ones too."""
+        raise NotImplementedError
+
+    @rpc.call(repeat_safe=True)
+    async def set_quota(self, context: context.Context, project: str, limits: dict[str, int | None]) -> Quota:
+        """Give a project limits of its own (-1: none); None goes back to the configuration's. Raises Invalid (resource)."""
         raise NotImplementedError
 
     @rpc.call(repeat_safe=True)
