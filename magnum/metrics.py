@@ -20,7 +20,9 @@ SECONDS = prometheus_client.Histogram(
 STREAMS = prometheus_client.Gauge(
     "magnum_api_streams", "Open event, log and WebSocket streams.", multiprocess_mode="livesum"
 )
-REFUSALS = prometheus_client.Counter("magnum_api_refusals", "Requests refused by policy or for want of authentication.", ["rule"])
+REFUSALS = prometheus_client.Counter(
+    "magnum_api_refusals", "Requests refused by policy or for want of authentication.", ["rule"]
+)
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 
@@ -30,5 +32,5 @@ def render() -> bytes:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return prometheus_client.generate_latest()
     registry = prometheus_client.CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return prometheus_client.generate_latest(registry)

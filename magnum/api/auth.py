@@ -89,7 +89,7 @@ class NoAuth(Strategy):
             )
 
     async def identify(self, headers: Headers, request_id: str, global_id: str) -> contexts.Context:
-        roles = self.ROLES
+        roles: tuple[str, ...] = self.ROLES
         if b"x-roles" in headers:
             roles = tuple(sorted({r.strip() for r in text(headers, b"x-roles", "").split(",") if r.strip()}))
         return contexts.Context(

@@ -10,6 +10,7 @@ for an object, or follows ``/v1/events``.
 
 import asyncio
 import collections
+import collections.abc
 import contextlib
 import time
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ class Watch:
                 waiter.set()
 
     @contextlib.contextmanager
-    def on(self, key: str) -> "contextlib._GeneratorContextManager[asyncio.Event]":
+    def on(self, key: str) -> collections.abc.Iterator[asyncio.Event]:
         """Give an ``asyncio.Event`` that is set whenever something happens to ``key``: a uuid, ``project:<id>`` or ``every project``."""
         waiter = asyncio.Event()
         self._waiting[key].add(waiter)
@@ -106,9 +107,7 @@ async def carry_out(
                     await woken.wait()
 
 
-async def _current(
-    api: "app.Api", context: contexts.Context, item: objects.AnyObject
-) -> objects.AnyObject | None:
+async def _current(api: "app.Api", context: contexts.Context, item: objects.AnyObject) -> objects.AnyObject | None:
     try:
         return await api.conductor.get(context, objects.kind_of(item).name, item.uuid)
     except errors.NotFound:

@@ -32,9 +32,7 @@ def looks_like_uuid(text: str) -> bool:
 def check(name: str, field: str = "name") -> str:
     """Return ``name``. Raises Invalid if it cannot be one."""
     if not _NAME.match(name):
-        raise errors.Invalid(
-            "must be 1 to 255 of A-Z a-z 0-9 _ . - and begin with a letter or a digit", field=field
-        )
+        raise errors.Invalid("must be 1 to 255 of A-Z a-z 0-9 _ . - and begin with a letter or a digit", field=field)
     if looks_like_uuid(name):
         raise errors.Invalid("must not look like a uuid", field=field)
     return name

@@ -23,7 +23,7 @@ def limits(conf: cfg.ConfigOpts, own: dict[str, int]) -> dict[str, int]:
 
 def used(taken: dict[str, store.Usage]) -> dict[str, float]:
     """Return resource → what is taken, of what the project's objects take by kind."""
-    found: dict[str, float] = {name: 0 for name in RESOURCES}
+    found: dict[str, float] = dict.fromkeys(RESOURCES, 0)
     for kind, usage in taken.items():
         plural = f"{kind}s"
         if plural in found:
@@ -68,9 +68,7 @@ async def check(
 async def show(tx: store.Transaction, conf: cfg.ConfigOpts, project: str) -> rpc.Quota:
     """Return a project's limits and use."""
     own = await tx.limits(project)
-    return rpc.Quota(
-        project_id=project, limits=limits(conf, own), used=used(await tx.taken(project)), own=sorted(own)
-    )
+    return rpc.Quota(project_id=project, limits=limits(conf, own), used=used(await tx.taken(project)), own=sorted(own))
 
 
 def check_limits(given: dict[str, int | None]) -> None:

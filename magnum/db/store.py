@@ -135,7 +135,9 @@ def _met_another(error: sa.exc.DBAPIError) -> bool:
     state, number = _cause(error)
     if isinstance(error, sa.exc.IntegrityError):
         return True
-    return state in ("40001", "40P01", "55P03") or number in (1213, 1205, 1020) or "database is locked" in str(error.orig)
+    return (
+        state in ("40001", "40P01", "55P03") or number in (1213, 1205, 1020) or "database is locked" in str(error.orig)
+    )
 
 
 def _ours(error: Exception) -> errors.MagnumError:
@@ -214,13 +216,12 @@ class Store:
         for attempt in range(ATTEMPTS):
             committing = False
             try:
-                async with self._turn, self.engine.connect() as connection:
-                    async with connection.begin() as transaction:
-                        tx = Transaction(context, connection)
-                        result = await work(tx)
-                        await tx.write_log()
-                        committing = True
-                        await transaction.commit()
+                async with self._turn, self.engine.connect() as connection, connection.begin() as transaction:
+                    tx = Transaction(context, connection)
+                    result = await work(tx)
+                    await tx.write_log()
+                    committing = True
+                    await transaction.commit()
                 if self._committed is not None:
                     self._committed(tx)
                 return result
@@ -285,7 +286,9 @@ class Transaction:
             raise errors.NotFound(f"there is no {kind.name} {ident!r}")
         if len(found) > 1:
             uuids = [r.item.uuid for r in found]
-            raise errors.Ambiguous(f"{len(found)} {kind.plural} have the name {ident!r}: {', '.join(uuids)}", uuids=uuids)
+            raise errors.Ambiguous(
+                f"{len(found)} {kind.plural} have the name {ident!r}: {', '.join(uuids)}", uuids=uuids
+            )
         return found[0]
 
     async def by_uuid(self, kind: base.Kind, uuid: str, *, lock: str | None = None) -> Record | None:
@@ -421,9 +424,7 @@ class Transaction:
 
     async def drop_share(self, share: Share) -> None:
         table = tables.PLACEMENTS
-        await self.connection.execute(
-            sa.delete(table).where(table.c.uuid == share.uuid, table.c.host == share.host)
-        )
+        await self.connection.execute(sa.delete(table).where(table.c.uuid == share.uuid, table.c.host == share.host))
 
     async def on_host(self, name: str) -> list[Record]:
         """Return every object that lives, or has a share, on a host; a share that is to go reads as deleting."""
@@ -676,7 +677,9 @@ class Transaction:
     async def latest(self) -> int:
         """Return the highest revision of the log."""
         table = tables.COUNTERS
-        return int((await self.connection.execute(sa.select(table.c.value).where(table.c.name == "revision"))).scalar_one())
+        return int(
+            (await self.connection.execute(sa.select(table.c.value).where(table.c.name == "revision"))).scalar_one()
+        )
 
     async def logged(self, uuids: collections.abc.Collection[str]) -> set[str]:
         """Return those of ``uuids`` that the log knows."""
@@ -723,7 +726,7 @@ def _select(table: sa.Table) -> sa.Select[Any]:
 
 def _record(kind: base.Kind, row: Any) -> Record:
     *common, spec, state, seq, action, lost = row
-    item = kind.cls(
+    item = kind.cls(  # type: ignore[call-arg]
         **dict(zip(_FIELDS, common, strict=True)), spec=_SPECS[kind.name](spec), state=_STATES[kind.name](state)
     )
     return Record(item=item, seq=seq, lost=bool(lost), action=action)

@@ -52,7 +52,7 @@ LONG = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql")
 BIG = sa.BigInteger()
 
 
-class clock(sa.sql.expression.FunctionElement[datetime.datetime]):  # noqa: N801
+class clock(sa.sql.expression.FunctionElement[datetime.datetime]):
     """The database's own time, so that conductors whose clocks differ agree on who is late."""
 
     type = TIME

@@ -49,7 +49,7 @@ async def ensure(client: docker.Client, conf: cfg.ConfigOpts, bay: bays.Bay, lab
                 "a bay on several hosts needs Docker's Swarm mode, which this engine is not in (docker swarm join)"
             )
         made = await overlay.ensure(
-            client, bay.uuid, name=name, labels=labels, pool=conf.docker.service_cidr,
+            client, bay.uuid, name=name, labels=labels, pool=overlay.halves(conf.docker.service_cidr)[0],
             image=conf.docker.pause_image, command=conf.docker.pause_command,
         )  # fmt: skip
         return NetworkFacts(id=made.network, name=name, subnet=made.subnet)

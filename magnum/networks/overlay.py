@@ -8,8 +8,9 @@ of services: an overlay answers address look-ups on the host that asks, so every
 host's anchor has them all.
 
 Containers get addresses from the lower half of the network, services from the
-upper. Networks are cut from ``[docker] service_cidr``, since hosts' bridges are
-cut from ``bay_cidr`` and the two must not meet.
+upper. Networks are cut from the lower half of ``[docker] service_cidr``, since hosts'
+bridges are cut from ``bay_cidr`` and the two must not meet; the upper half is for
+the virtual addresses of bays on one host.
 
 Who calls: ``networks.docker`` for a bay with several members, ``engines.docker.service``.
 """

@@ -185,7 +185,16 @@ def _signatures(interface: type[Interface]) -> dict[str, _Signature]:
 def pack_context(context: contexts.Context) -> dict[str, str]:
     """Return the headers that carry ``context`` (its deadline travels apart)."""
     headers = {"request_id": context.request_id}
-    for name in ("global_id", "user_id", "project_id", "domain_id", "user_name", "project_name", "system_scope", "host"):
+    for name in (
+        "global_id",
+        "user_id",
+        "project_id",
+        "domain_id",
+        "user_name",
+        "project_name",
+        "system_scope",
+        "host",
+    ):
         value = getattr(context, name)
         if value:
             headers[name] = value

@@ -1,0 +1,17 @@
+"""``magnum-conductor``: the only program at the database."""
+
+from magnum.cmd import program
+from magnum.conductor import server
+from magnum.rpc import transports
+
+
+def main() -> int:
+    conf = program.configure("magnum-conductor", "The program of Magnum that reads and writes the database.")
+
+    async def parts() -> list[program.Part]:
+        transport = transports.open(
+            conf.transport_url, name=f"magnum-conductor@{conf.host}", prefetch=conf.conductor.prefetch
+        )
+        return [transport, server.Server(conf, transport)]
+
+    return program.run(conf, "magnum-conductor", parts)
