@@ -535,9 +535,10 @@ class Server(conductor_rpc.Conductor):
                     request_id=item.operation or tx.context.request_id)  # fmt: skip
         await tx.save(kind, record)
 
-    async def wanted(self, context: contexts.Context) -> list[objects.AnyObject]:
+    async def wanted(self, context: contexts.Context, uuids: list[str] | None = None) -> list[objects.AnyObject]:
         async def work(tx: store.Transaction) -> list[objects.AnyObject]:
-            return [record.item for record in await tx.on_host(context.host)]
+            found = [record.item for record in await tx.on_host(context.host)]
+            return found if uuids is None else [item for item in found if item.uuid in uuids]
 
         return await self.store.read(context, work)
 

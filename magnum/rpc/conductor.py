@@ -97,8 +97,8 @@ class Conductor(rpc.Interface):
         raise NotImplementedError
 
     @rpc.call(repeat_safe=True)
-    async def wanted(self, context: context.Context) -> list[objects.AnyObject]:
-        """Return every object that is to live (or is being deleted) on ``context.host``."""
+    async def wanted(self, context: context.Context, uuids: list[str] | None = None) -> list[objects.AnyObject]:
+        """Return every object (or those of ``uuids``) that is to live, or is being deleted, on ``context.host``."""
         raise NotImplementedError
 
     @rpc.call(repeat_safe=True)

@@ -1,0 +1,334 @@
+"""The backend: makes this machine's engines as the database wants them, and tells what they show.
+
+It takes calls of the api and nudges of the conductor, hears the engines' events,
+and compares everything from time to time; ``backend.work`` does what follows for
+each object, ``backend.converge`` decides what that is. Nothing is kept here that
+the database and the engines do not have: a backend may die at any moment.
+
+Who calls: ``cmd``; the api and the conductor by RPC.
+"""
+
+import asyncio
+import contextlib
+import importlib.metadata
+from typing import Any
+
+import structlog
+from oslo_config import cfg
+
+from magnum import context as contexts
+from magnum import errors, objects
+from magnum.backend import converge, reports, streams, work
+from magnum.engines import base as engines
+from magnum.objects import base, host
+from magnum.rpc import backend as backend_rpc
+from magnum.rpc import base as rpc
+from magnum.rpc import conductor as conductor_rpc
+
+LOG = structlog.get_logger(__name__)
+
+ENGINES = "magnum.engines"
+"""Entry points: name → Engine class, made with the configuration."""
+CALL_SECONDS = 10.0
+FACTS_SECONDS = 5.0
+AGAIN = 1.0
+END_SECONDS = 5.0
+"""Seconds that work in hand has to come to its end."""
+
+
+def load(conf: cfg.ConfigOpts) -> dict[str, engines.Engine]:
+    """Return the engines that ``[backend] engines`` names. Raises Invalid for one that is not installed."""
+    known = {point.name: point for point in importlib.metadata.entry_points(group=ENGINES)}
+    found = {}
+    for name in conf.backend.engines:
+        if name not in known:
+            raise errors.Invalid(f"there is no engine {name!r}; there are {', '.join(sorted(known))}",
+                                 field="[backend] engines")  # fmt: skip
+        found[name] = known[name].load()(conf)
+    return found
+
+
+class Server(backend_rpc.Backend):
+    """One backend. ``start`` returns at once; what is away is waited for, and said once."""
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, transport: rpc.Transport, found: dict[str, engines.Engine] | None = None
+    ) -> None:
+        self.conf = conf
+        self.host: str = conf.host
+        self.transport = transport
+        self.engines = load(conf) if found is None else found
+        self.conductor = rpc.client(conductor_rpc.Conductor, transport, conductor_rpc.TOPIC, timeout=CALL_SECONDS)
+        self.reports = reports.Reports(self.conductor, self.host)
+        self.hands = asyncio.Semaphore(conf.backend.concurrency)
+        self._works: dict[str, work.Work] = {}
+        self._nudged: set[str] = set()
+        self._woken = asyncio.Event()
+        self._whole = True
+        self._tasks: list[asyncio.Task[None]] = []
+        self._streams = streams.Streams(conf)
+        self._said: dict[str, str] = {}
+        self._closing = False
+
+    async def start(self) -> None:
+        """Begin; see the class."""
+        await asyncio.gather(*(engine.start() for engine in self.engines.values()))
+        self.reports.start()
+        await self.transport.serve(
+            f"{backend_rpc.TOPIC}.{self.host}", rpc.handler(backend_rpc.Backend, self), shared=False
+        )
+        loops = [self._beat(), self._converge(), *(self._watch(engine) for engine in self.engines.values())]
+        self._tasks = [asyncio.create_task(each) for each in loops]
+
+    async def close(self) -> None:
+        """Take nothing new, give work in hand a few seconds, report it, let the rest be found at the next start."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await self.transport.stop_serving()
+                await asyncio.gather(*(each.wait() for each in self._works.values()))
+        for each in list(self._works.values()):
+            each.cancel()
+        await self._streams.close()
+        await self.reports.close(END_SECONDS)
+        for engine in self.engines.values():
+            await engine.close()
+
+    def _say(self, key: str, text: str) -> None:
+        """Log ``text`` when it is news about ``key``; an empty one tells that all is well again."""
+        if self._said.get(key, "") != text:
+            self._said[key] = text
+            if text:
+                LOG.warning(f"waiting for {key}", reason=text)
+            else:
+                LOG.info(f"{key} answers")
+
+    # objects
+
+    def engine(self, item: base.Object) -> engines.Engine:
+        """Return the engine that has ``item``: that of its bay. Raises NotSupported."""
+        kind = objects.kind_of(item).name
+        if isinstance(item, objects.bay.Bay):
+            name = item.spec.engine
+        else:
+            known = self._works.get(item.bay_uuid or "")
+            name = known.item.spec.engine if known is not None and known.item is not None else ""
+        candidates = [self.engines[name]] if name in self.engines else list(self.engines.values())
+        for engine in candidates:
+            if kind in engine.drivers:
+                return engine
+        raise errors.NotSupported(f"no engine of {self.host} has objects of kind {kind}")
+
+    def driver(self, item: base.Object) -> engines.Driver:
+        """Return what makes ``item``. Raises NotSupported."""
+        return self.engine(item).drivers[objects.kind_of(item).name]
+
+    def _work(self, kind: str, uuid: str) -> work.Work:
+        if uuid not in self._works:
+            self._works[uuid] = work.Work(self, kind, uuid)
+        return self._works[uuid]
+
+    def forget(self, done: work.Work) -> None:
+        """Drop the work of an object of which nothing is left."""
+        if self._works.get(done.uuid) is done:
+            del self._works[done.uuid]
+
+    # calls
+
+    async def apply(self, context: contexts.Context, item: objects.AnyObject) -> objects.AnyObject | None:
+        if self._closing:
+            raise errors.Unavailable(f"the backend of {self.host} is ending")
+        self.driver(item)
+        future = self._work(objects.kind_of(item).name, item.uuid).apply(item)
+        # the work goes on when nobody waits for it any more
+        return await asyncio.shield(future)  # type: ignore[no-any-return]
+
+    async def kick(self, context: contexts.Context, uuids: list[str]) -> None:
+        self._nudged.update(uuids)
+        self._woken.set()
+
+    async def stream(self, context: contexts.Context, item: objects.AnyObject, asked: backend_rpc.StreamAsked) -> None:
+        session = await self.driver(item).stream(item, asked)
+        await self._streams.join(session, item.uuid, asked)
+
+    async def stats(self, context: contexts.Context, item: objects.AnyObject) -> dict[str, object]:
+        return await self.driver(item).stats(item)
+
+    async def top(self, context: contexts.Context, item: objects.AnyObject) -> dict[str, object]:
+        return await self.driver(item).top(item)
+
+    async def ping(self, context: contexts.Context) -> dict[str, str]:
+        found = {}
+        for name, engine in self.engines.items():
+            try:
+                async with asyncio.timeout(FACTS_SECONDS):
+                    await engine.facts()
+                found[name] = "ok"
+            except errors.MagnumError as error:
+                found[name] = error.detail
+            except TimeoutError:
+                found[name] = f"no answer within {FACTS_SECONDS:g} s"
+        return found
+
+    # signs of life
+
+    async def facts(self) -> host.Facts:
+        """Return what is known of this machine now; an engine that does not answer is absent and ``problem`` says why."""
+        found = host.Facts(labels=self.conf.backend.labels, address=self.conf.backend.address or "")
+        for name, engine in self.engines.items():
+            try:
+                async with asyncio.timeout(FACTS_SECONDS):
+                    seen = await engine.facts()
+                self._say(name, "")
+            except TimeoutError:
+                found.problem = f"{name}: no answer within {FACTS_SECONDS:g} s"
+                self._say(name, found.problem)
+                continue
+            except errors.MagnumError as error:
+                found.problem = f"{name}: {error.detail}"
+                self._say(name, error.detail)
+                continue
+            for field, value in seen.items():
+                if field == "engines":
+                    found.engines.update(value)
+                elif isinstance(value, (int, float)) and field != "disk":
+                    setattr(found, field, max(getattr(found, field), value))
+                else:
+                    setattr(found, field, value)
+        return found
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                beat = host.Beat(
+                    binary="magnum-backend", host=self.host, epoch=self.reports.epoch, facts=await self.facts()
+                )
+                context = contexts.service(self.host).within(max(self.conf.backend.beat_interval, 2.0))
+                epoch = await self.conductor.beat(context, beat)
+                if not self.reports.epoch:
+                    self.reports.register(epoch)
+                    LOG.info("registered", host=self.host, epoch=epoch, engines=beat.facts and beat.facts.engines)
+                elif epoch != self.reports.epoch:
+                    self._say("this host's name", f"another backend calls itself {self.host}; end one of the two")
+                if self._said.get("the conductor"):
+                    # nudges may have been lost meanwhile
+                    self._whole = True
+                    self._woken.set()
+                self._say("the conductor", "")
+            except errors.MagnumError as error:
+                self._say("the conductor", error.detail)
+                await asyncio.sleep(min(AGAIN, self.conf.backend.beat_interval))
+                continue
+            except Exception:
+                LOG.exception("beat failed")
+            await asyncio.sleep(self.conf.backend.beat_interval)
+
+    # convergence
+
+    async def _watch(self, engine: engines.Engine) -> None:
+        while True:
+            try:
+                async for notice in engine.watch():
+                    if not notice.uuid:
+                        self._whole = True
+                        self._woken.set()
+                    elif notice.uuid in self._works:
+                        self._works[notice.uuid].look()
+            except Exception:
+                LOG.exception("watch failed", engine=engine.name)
+            await asyncio.sleep(AGAIN)
+
+    async def _converge(self) -> None:
+        while True:
+            whole, self._whole = self._whole, False
+            nudged, self._nudged = self._nudged, set()
+            self._woken.clear()
+            try:
+                await (self._compare() if whole else self._follow(nudged))
+            except errors.MagnumError as error:
+                LOG.debug("comparison waits", reason=str(error))
+                self._whole = self._whole or whole
+                self._nudged |= nudged
+                await asyncio.sleep(AGAIN)
+                continue
+            except Exception:
+                LOG.exception("comparison failed")
+                await asyncio.sleep(AGAIN)
+            try:
+                async with asyncio.timeout(self.conf.backend.resync_interval):
+                    await self._woken.wait()
+            except TimeoutError:
+                self._whole = True
+
+    async def _wanted(self, uuids: list[str] | None = None) -> list[Any]:
+        return await self.conductor.wanted(contexts.service(self.host).within(CALL_SECONDS * 3), uuids)
+
+    async def _follow(self, uuids: set[str]) -> None:
+        """Do what the conductor wants of a few objects."""
+        if not uuids:
+            return
+        there = {item.uuid for item in await self._wanted(sorted(uuids)) if self._up(item)}
+        for uuid in uuids - there:
+            known = self._works.get(uuid)
+            if known is not None and known.item is not None:
+                known.apply(known.item)
+
+    def _up(self, item: Any) -> bool:
+        try:
+            self.driver(item)
+        except errors.NotSupported as error:
+            LOG.warning("not served here", uuid=item.uuid, reason=str(error))
+            return False
+        self._work(objects.kind_of(item).name, item.uuid).apply(item)
+        return True
+
+    async def _compare(self) -> None:
+        """Compare everything that is wanted with everything that is there."""
+        wanted = await self._wanted()
+        # bays are known before what is in them, which engine it is hangs on them
+        for item in wanted:
+            if isinstance(item, objects.bay.Bay):
+                known = self._work("bay", item.uuid)
+                known.item = known.item or item
+        for name, engine in self.engines.items():
+            try:
+                seen = await engine.seen()
+            except errors.Unavailable as error:
+                self._say(name, error.detail)
+                self._whole = True
+                continue
+            mine = [item for item in wanted if self._has(engine, item)]
+            steps = converge.steps(mine, seen, self.host)
+            for item in steps.apply:
+                self._work(objects.kind_of(item).name, item.uuid).apply(item)
+            for item in steps.look:
+                self._work(objects.kind_of(item).name, item.uuid).look(item)
+            await self._judge(engine, steps.strangers)
+
+    def _has(self, engine: engines.Engine, item: Any) -> bool:
+        try:
+            return self.engine(item) is engine
+        except errors.NotSupported:
+            return False
+
+    async def _judge(self, engine: engines.Engine, strangers: list[engines.Seen]) -> None:
+        """Remove what the log knows to be deleted or moved; leave, and name, what nothing is known of."""
+        asked = [one for one in strangers if one.uuid not in self._works]
+        if not asked:
+            return
+        verdicts = await self.conductor.judge(
+            contexts.service(self.host).within(CALL_SECONDS), [one.uuid for one in asked]
+        )
+        for one in asked:
+            verdict = verdicts.get(one.uuid)
+            if verdict in ("deleted", "moved") and one.kind in engine.drivers:
+                LOG.info("removing what is not wanted here", kind=one.kind, uuid=one.uuid, verdict=verdict)
+                left = await engine.drivers[one.kind].remove(one.uuid, None)
+                if not left.gone:
+                    self._whole = True
+                    self._say(one.uuid, left.reason or "something of it is left")
+            elif verdict == "unknown":
+                self._say(f"a word on orphan {one.kind} {one.uuid}", "nothing is known of it; adopt or remove it")

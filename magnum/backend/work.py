@@ -1,0 +1,209 @@
+"""One object on this host: what is asked of it is done in rounds, one at a time, the newest wish first.
+
+A round makes the engine as the object wants it (or only looks), reports, and
+takes in what the conductor answers: a newer generation begins another round at
+once. So calls of the api, nudges, events of the engine and timers may come in
+any order and number.
+
+Called by ``backend.server``, which keeps one ``Work`` for each object.
+"""
+
+import asyncio
+import collections.abc
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from magnum import errors, faults, objects
+from magnum.backend import converge
+from magnum.engines import base as engines
+from magnum.objects import container, pod, service
+
+if TYPE_CHECKING:
+    from magnum.backend import server
+
+LOG = structlog.get_logger(__name__)
+
+PROGRESS_EVERY = 1.0
+"""Seconds between two reports of progress."""
+AWAY_AGAIN = 1.0
+"""Seconds before an engine that was away is tried again."""
+BROKEN_AGAIN = 10.0
+
+CHECKS: dict[str, collections.abc.Callable[[Any], Any]] = {
+    "container": container.check,
+    "pod": lambda spec: pod.check(spec, "docker"),
+    "service": lambda spec: service.check(spec, "docker"),
+}
+"""The same checks as the api's, once more: nothing unchecked reaches an engine."""
+
+
+class Work:
+    """The rounds of one object."""
+
+    def __init__(self, backend: "server.Server", kind: str, uuid: str) -> None:
+        self._backend = backend
+        self.kind = kind
+        self.uuid = uuid
+        self.item: Any = None
+        self._todo = ""
+        self._applying = 0
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: list[asyncio.Future[Any]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._told: tuple[Any, ...] | None = None
+        self._answer: Any = None
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None
+
+    def apply(self, item: Any) -> asyncio.Future[Any]:
+        """Ask for ``item``, or for what is newer and known already; the result is the object as the conductor has it."""
+        self._take(item)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._applying == self.item.generation and self._task is not None:
+            # the round in hand does just that
+            self._waiting.append(future)
+            return future
+        self._begin("apply", future)
+        return future
+
+    def look(self, item: Any | None = None) -> None:
+        """Ask to see whether the engine is still as it was."""
+        if item is not None:
+            self._take(item)
+        if self.item is not None:
+            self._begin(self._todo or "look")
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def wait(self) -> None:
+        """Return once the rounds in hand are over."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _take(self, item: Any) -> None:
+        if self.item is None or item.generation >= self.item.generation:
+            if self.item is not None and self.item.deleting and item.generation == self.item.generation:
+                item.deleting = True
+            self.item = item
+
+    def _begin(self, what: str, future: asyncio.Future[Any] | None = None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._todo = "apply" if "apply" in (what, self._todo) else what
+        self._next = [*self._next, future] if future is not None else self._next
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._rounds())
+
+    _next: list[asyncio.Future[Any]] = []
+
+    async def _rounds(self) -> None:
+        try:
+            while self._todo:
+                what, self._todo = self._todo, ""
+                self._waiting, self._next = self._next, []
+                self._applying = self.item.generation if what == "apply" else 0
+                try:
+                    async with self._backend.hands:
+                        answer = await self._round(what)
+                except Exception as error:
+                    if not isinstance(error, errors.MagnumError):
+                        LOG.exception("round failed", kind=self.kind, uuid=self.uuid)
+                        error = errors.EngineError(f"{type(error).__name__}: {error}")
+                    self._settle(error=error)
+                    self._again(AWAY_AGAIN if isinstance(error, errors.Unavailable) else BROKEN_AGAIN)
+                else:
+                    self._settle(answer)
+        finally:
+            self._applying = 0
+            self._task = None
+            for future in (*self._waiting, *self._next):
+                future.cancel()
+            self._waiting, self._next = [], []
+            if self._answer is None and self._timer is None:
+                self._backend.forget(self)
+
+    def _settle(self, answer: Any = None, error: Exception | None = None) -> None:
+        for future in self._waiting:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(answer)
+            else:
+                future.set_exception(error)
+                # whoever asked may have gone
+                future.exception()
+        self._waiting = []
+
+    def _again(self, seconds: float) -> None:
+        """Have another round later, unless one is wanted before."""
+        if not self._todo:
+            self._answer = self._answer or self.item
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(seconds, 0.05), self._begin, "apply")
+
+    async def _round(self, what: str) -> Any:
+        item = self.item
+        outcome = await self._act(item, what)
+        faults.point(f"{self.kind}-after-engine")
+        told = (item.generation, outcome.status, outcome.reason, outcome.state, outcome.pending, outcome.gone)
+        if what == "look" and told == self._told and not outcome.gone:
+            answer = self._answer
+        else:
+            answer = await self._backend.reports.put(self.kind, item, outcome)
+            self._told, self._answer = told, answer
+        if answer is None:
+            if not outcome.gone:
+                left = await self._backend.driver(item).remove(self.uuid, None)
+                if not left.gone:
+                    self._again(left.retry_after if left.retry_after is not None else AWAY_AGAIN)
+            return None
+        newer = answer.generation > item.generation or (answer.deleting and not item.deleting)
+        self._take(answer)
+        if newer:
+            self._todo = "apply"
+        elif outcome.retry_after is not None and not outcome.gone:
+            if what == "look" and not outcome.retry_after:
+                self._todo = "apply"
+            else:
+                self._again(outcome.retry_after)
+        return answer
+
+    async def _act(self, item: Any, what: str) -> engines.Outcome:
+        driver = self._backend.driver(item)
+        if converge.leaving(item, self._backend.host):
+            return await driver.remove(self.uuid, item)
+        if what == "look":
+            return await driver.observe(item)
+        try:
+            CHECKS.get(self.kind, lambda spec: spec)(item.spec)
+        except errors.Invalid as error:
+            kind = objects.KINDS[self.kind]
+            return engines.Outcome(status=kind.failure_of(item.status), reason=str(error))
+        faults.point(f"{self.kind}-before-engine")
+        return await driver.apply(item, self._progress(item))
+
+    def _progress(self, item: Any) -> engines.Progress:
+        last = 0.0
+
+        async def tell(outcome: engines.Outcome) -> None:
+            nonlocal last
+            if time.monotonic() - last < PROGRESS_EVERY:
+                return
+            last = time.monotonic()
+            pending = msgspec.structs.replace(outcome, pending=True)
+            answer = await self._backend.reports.put(self.kind, item, pending)
+            if answer is not None and (answer.generation > item.generation or answer.deleting):
+                self._take(answer)
+                self._todo = "apply"
+
+        return tell
