@@ -5,9 +5,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-import generate  # noqa: E402
+import generate
 
-import magnum  # noqa: E402
+import magnum
 
 project = "Magnum"
 author = "The Magnum authors"

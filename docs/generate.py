@@ -17,7 +17,9 @@ def configuration() -> str:
         lines += [f"## [{group}]", "", "| option | default | meaning |", "|---|---|---|"]
         for option in options:
             default = option.sample_default if option.sample_default is not None else option.default
-            lines.append(f"| `{option.dest}` | {'' if default is None else f'`{_cell(default)}`'} | {_cell(option.help)} |")
+            lines.append(
+                f"| `{option.dest}` | {'' if default is None else f'`{_cell(default)}`'} | {_cell(option.help)} |"
+            )
         lines.append("")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ import collections
 import collections.abc
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -74,8 +74,8 @@ async def hosts_of(api: "app.Api", context: contexts.Context, item: base.Object)
     hosts = set(item.state.hosts)  # type: ignore[attr-defined]
     if isinstance(item, objects.bay.Bay):
         return sorted(hosts | set(item.spec.members))
-    bay = await api.conductor.get(context, "bay", item.bay_uuid or "")
-    return sorted(hosts | set(bay.spec.members))  # type: ignore[union-attr]
+    bay: Any = await api.conductor.get(context, "bay", item.bay_uuid or "")
+    return sorted(hosts | set(bay.spec.members))
 
 
 async def carry_out(

@@ -1,6 +1,6 @@
 """Names: what one may look like, and a readable one for an object that was given none.
 
-A name is at most 255 of ``A–Z a–z 0–9 _ . -``, begins with a letter or a digit,
+A name is at most 255 of ``A-Z a-z 0-9 _ . -``, begins with a letter or a digit,
 and does not look like a uuid, so that every path takes either.
 """
 

@@ -126,7 +126,7 @@ class Operation:
     @property
     def name(self) -> str:
         """A name that no other operation has: ``bays_create``."""
-        return f"{self.tag.replace(' ', '_')}_{self.function.__name__}"  # type: ignore[attr-defined]
+        return f"{self.tag.replace(' ', '_')}_{self.function.__name__}"
 
 
 _PATH_PARAMETER = re.compile(r"{(\w+)}")

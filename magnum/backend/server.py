@@ -144,7 +144,7 @@ class Server(backend_rpc.Backend):
         self.driver(item)
         future = self._work(objects.kind_of(item).name, item.uuid).apply(item)
         # the work goes on when nobody waits for it any more
-        return await asyncio.shield(future)  # type: ignore[no-any-return]
+        return await asyncio.shield(future)
 
     async def kick(self, context: contexts.Context, uuids: list[str]) -> None:
         self._nudged.update(uuids)

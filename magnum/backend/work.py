@@ -52,6 +52,7 @@ class Work:
         self._applying = 0
         self._task: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[Any]] = []
+        self._next: list[asyncio.Future[Any]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._told: tuple[Any, ...] | None = None
         self._answer: Any = None
@@ -103,8 +104,6 @@ class Work:
         self._next = [*self._next, future] if future is not None else self._next
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._rounds())
-
-    _next: list[asyncio.Future[Any]] = []
 
     async def _rounds(self) -> None:
         try:
