@@ -26,6 +26,7 @@ from magnum.api import (
     containers,
     events,
     hosts,
+    identity,
     intents,
     mservices,
     openapi,
@@ -36,7 +37,7 @@ from magnum.api import (
     routing,
     services,
     sockets,
-)  # fmt: skip
+)
 from magnum.objects import host
 from magnum.rpc import backend as backend_rpc
 from magnum.rpc import base as rpc
@@ -47,7 +48,7 @@ LOG = structlog.get_logger(__name__)
 
 ROUTES = (
     root.ROUTES, baymodels.ROUTES, bays.ROUTES, containers.ROUTES, pods.ROUTES, services.ROUTES, rcs.ROUTES,
-    certificates.ROUTES, mservices.ROUTES, hosts.ROUTES, events.ROUTES, operations.ROUTES, openapi.ROUTES,
+    certificates.ROUTES, mservices.ROUTES, hosts.ROUTES, events.ROUTES, operations.ROUTES, identity.ROUTES, openapi.ROUTES,
 )  # fmt: skip
 OPERATIONS = [operation for routes in ROUTES for operation in routes.operations]
 """Every operation that there is."""

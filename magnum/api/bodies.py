@@ -93,7 +93,7 @@ def query(raw: bytes, cls: type[T]) -> T:
         if _CONTROL.search(value) or len(value) > 4096:
             raise errors.Invalid("must be text of at most 4096 characters, none of control", field=name[:64])
         given[name] = value
-    return convert(given, cls, strict=False)
+    return convert(given, cls, strict=False)  # type: ignore[no-any-return]
 
 
 def decode(raw: bytes, headers: dict[bytes, bytes], cls: Any, depth: int) -> Any:

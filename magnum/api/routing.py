@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import litestar
 import msgspec
 from litestar import handlers
-from litestar.response import base as responses
 from litestar.types import ASGIApp
 
 from magnum import context as contexts
@@ -231,10 +230,10 @@ def route(api: "app.Api", operation: Operation) -> handlers.HTTPRouteHandler:
     endpoint.__name__ = operation.name
     path = _PATH_PARAMETER.sub(r"{\1:str}", operation.path)
     methods: list[Any] = ["GET", "HEAD"] if operation.method == "GET" else [operation.method]
-    return handlers.HTTPRouteHandler(path, http_method=methods, include_in_schema=False)(endpoint)
+    return handlers.HTTPRouteHandler(path, http_method=methods, status_code=200, include_in_schema=False)(endpoint)
 
 
-def respond(answer: Answer) -> responses.ASGIResponse:
+def respond(answer: Answer) -> ASGIApp:
     """Return ``answer`` as what Litestar sends."""
     body = answer.body
     if body is None:

@@ -47,7 +47,7 @@ class Http:
         self._socket = sock
         self._server = _Uvicorn(
             uvicorn.Config(
-                api.app, log_config=None, access_log=False, lifespan="off", ws="websockets-sansio", http="httptools",
+                api.app, interface="asgi3", log_config=None, access_log=False, lifespan="off", ws="websockets-sansio", http="httptools",
                 ws_per_message_deflate=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS,
                 proxy_headers=False, ws_max_size=2**20, timeout_keep_alive=30,
             )

@@ -106,8 +106,10 @@ class Greeting:
     async def start(self) -> None:
         with contextlib.suppress(BrokenPipeError):
             print(
-                f"Magnum is ready: {self._url}/v1 (the API is described at {self._url}/docs)\n"
-                f"  magnum --bypass-url {self._url}/v1 --os-token any bay-list",
+                f"Magnum is ready: {self._url}/v1 (described at {self._url}/docs). For the command lines:\n"
+                f"  export OS_AUTH_URL={self._url}/identity/v3 OS_USERNAME=admin OS_PASSWORD=any "
+                "OS_PROJECT_NAME=default OS_TENANT_NAME=default OS_USER_DOMAIN_ID=default OS_PROJECT_DOMAIN_ID=default\n"
+                "  magnum bay-list",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 

@@ -152,7 +152,8 @@ class Server(conductor_rpc.Conductor):
             new.project_id, new.user_id = context.project_id, context.user_id
             await self._admit(tx, kind, new)
             await quotas.check(tx, self.conf, new.project_id, kind, new.spec)
-            return await self._insert(tx, kind, new)
+            written: objects.AnyObject = await self._insert(tx, kind, new)
+            return written
 
         return await self.store.write(context, work)
 
