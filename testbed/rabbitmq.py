@@ -114,7 +114,7 @@ def _prepare(name: str) -> dict[str, Any]:
 
 def _answers(settings: dict[str, Any]) -> bool:
     """Say whether the broker takes connections: it opens its ports last."""
-    with contextlib.suppress(OSError), _connect(settings["tls_port"]), _connect(settings["port"]):
+    with contextlib.suppress(OSError), _connect(settings["port"]), _connect(settings["tls_port"]):
         return True
     return False
 
@@ -149,6 +149,10 @@ def stop(name: str = NAME, *, kill: bool = False) -> None:
         base.stop(name, 0, signal.SIGKILL)
     else:
         base.stop(name, 30)
+    # a process that was killed answers until the kernel has taken its sockets
+    with contextlib.suppress(base.Failed):
+        settings = base.facts(name)
+        base.wait(lambda: not _answers(settings), f"the end of the broker {name}", 30)
 
 
 def control(*words: str, name: str = NAME) -> str:
@@ -173,7 +177,7 @@ def vhost(virtual_host: str, name: str = NAME) -> str:
 
 def drop(name: str) -> None:
     """End a broker and remove all that it had."""
-    base.stop(name, 20)
+    stop(name)
     base.stop(f"{name}-epmd", 5)
     base.drop(name)
 
