@@ -92,7 +92,7 @@ class _Topic:
             self.waiting.popleft().done(base.refusal(base.unreachable(self.name)))
 
 
-class _Subscription:
+class Subscription:
     """Calls one subscriber, broadcast after broadcast."""
 
     def __init__(self, topic: str, subscriber: base.Subscriber) -> None:
@@ -121,7 +121,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.topics: dict[str, _Topic] = {}
-        self.subscriptions: dict[str, list[_Subscription]] = {}
+        self.subscriptions: dict[str, list[Subscription]] = {}
 
 
 class Local(base.Transport):
@@ -136,7 +136,7 @@ class Local(base.Transport):
         self.prefetch = prefetch
         self._servers: list[_Server] = []
         self._draining: list[_Server] = []
-        self._subscriptions: list[_Subscription] = []
+        self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
         """Nothing to connect to."""
@@ -207,7 +207,7 @@ class Local(base.Transport):
             subscription.put(body)
 
     async def subscribe(self, topic: str, subscriber: base.Subscriber) -> None:
-        subscription = _Subscription(topic, subscriber)
+        subscription = Subscription(topic, subscriber)
         self._subscriptions.append(subscription)
         self.hub.subscriptions.setdefault(topic, []).append(subscription)
 
