@@ -142,6 +142,7 @@ def start(name: str, argv: list[str], log: pathlib.Path, env: dict[str, str] | N
             argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=cwd,
             env=(os.environ | {"PATH": search_path()}) | (env or {}),
         )  # fmt: skip
+    process.returncode = 0  # a daemon is meant to outlive this object, which would warn of it
     file = _pid_file(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{process.pid} {_born(process.pid)}\n")
