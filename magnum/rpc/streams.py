@@ -22,6 +22,7 @@ import asyncio
 import collections.abc
 import contextlib
 import secrets
+import socket
 import ssl
 import struct
 import urllib.parse
@@ -44,6 +45,12 @@ MAX_HEAD = 8192
 PROTOCOL = "magnum-stream"
 
 _HEADER = struct.Struct("!BI")
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 class Connection:
@@ -52,6 +59,11 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        # a stream may be silent for hours, and its far side's machine may die meanwhile
+        with contextlib.suppress(OSError):
+            sock = writer.get_extra_info("socket")
+            for level, option, value in _KEEPALIVE:
+                sock.setsockopt(level, option, value)
 
     async def send(self, channel: int, data: bytes) -> None:
         """Send ``data``, in as many frames as it needs; returns when the far side keeps up. Raises Unavailable: it is gone."""
@@ -197,19 +209,25 @@ async def dial(url: str, ticket: str, uuid: str, *, ca: str | None = None) -> Co
     Raises Unavailable (not reached), Forbidden (the ticket is no longer good).
     """
     parsed = urllib.parse.urlsplit(url)
-    tls = ssl.create_default_context(cafile=ca) if parsed.scheme == "streams" else None
+    connection: Connection | None = None
     try:
+        tls = ssl.create_default_context(cafile=ca) if parsed.scheme == "streams" else None
         async with asyncio.timeout(DIAL_SECONDS):
             reader, writer = await asyncio.open_connection(parsed.hostname, parsed.port, ssl=tls, limit=MAX_FRAME * 2)
+            connection = Connection(reader, writer)
             writer.write(
                 f"GET / HTTP/1.1\r\nHost: {parsed.netloc}\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n"
                 f"X-Magnum-Ticket: {ticket}\r\nX-Magnum-Object: {uuid}\r\n\r\n".encode()
             )
             await writer.drain()
             head = await reader.readuntil(b"\r\n\r\n")
-    except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-        raise errors.Unavailable(f"the api cannot be reached for the stream: {error or 'no answer'}") from None
-    connection = Connection(reader, writer)
+    except BaseException as error:
+        if connection is not None:
+            await connection.close()
+        if isinstance(error, (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)):
+            reason = str(error) or "no answer"
+            raise errors.Unavailable(f"the api cannot be reached for the stream: {reason}") from None
+        raise
     if not head.startswith(b"HTTP/1.1 101 "):
         await connection.close()
         raise errors.Forbidden("the api does not know this stream's ticket (any more)")
