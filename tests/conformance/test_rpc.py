@@ -94,7 +94,7 @@ async def waiting(transport, topic, count):
     """Return once ``count`` messages wait for a server; a broker drops those past their deadline a moment after it."""
     if isinstance(transport, amqp.Amqp):
         async with asyncio.timeout(LIMIT):
-            while (await transport._link.sends.queue_declare(topic, passive=True)).message_count != count:
+            while (await transport._link.sends.queue_declare(topic, passive=True)).message_count != count:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
 
