@@ -56,6 +56,8 @@ class _Server:
 
     async def _run(self, delivery: _Delivery) -> None:
         message = _decode(delivery.wire)
+        if delivery.answer is not None and delivery.answer.done():
+            return  # its caller has given up
         if delivery.deadline is not None:
             message.timeout = delivery.deadline - time.monotonic()
             if message.timeout <= 0:
