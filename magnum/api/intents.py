@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from magnum import context as contexts
-from magnum import errors, objects
+from magnum import errors, faults, objects
 from magnum.objects import base
 from magnum.rpc import base as rpc
 from magnum.rpc import conductor as conductor_rpc
@@ -91,9 +91,11 @@ async def carry_out(
     until = time.monotonic() + (api.conf.api.wait if wait is None else wait)
     # the wait may be longer than a request's usual time
     context = msgspec.structs.replace(context, deadline=until + api.conf.api.call_timeout)
+    faults.point("api-after-intent")
     with api.watch.on(item.uuid) as woken:
         hosts = await hosts_of(api, context, item)
         reached = await _ask(api, context, item, hosts, until)
+        faults.point("api-before-answer")
         while True:
             woken.clear()
             current = await _current(api, context, item)

@@ -180,6 +180,7 @@ class Work:
     async def _act(self, item: Any, what: str) -> engines.Outcome:
         driver = self._backend.driver(item)
         if converge.leaving(item, self._backend.host):
+            faults.point(f"{self.kind}-before-engine")
             return await driver.remove(self.uuid, item)
         if what == "look":
             return await driver.observe(item)

@@ -23,7 +23,7 @@ import structlog
 from oslo_config import cfg
 
 from magnum import context as contexts
-from magnum import errors, objects
+from magnum import errors, faults, objects
 from magnum.conductor import quotas, replication, scheduler, services
 from magnum.db import schema, store, tables
 from magnum.objects import base, bay, host
@@ -107,6 +107,11 @@ class Server(conductor_rpc.Conductor):
     def _committed(self, tx: store.Transaction) -> None:
         if not (tx.events or tx.kicks):
             return
+        steps = {event.step for event in tx.events}
+        if "accepted" in steps:
+            faults.point("conductor-after-intent")
+        elif steps & {"completed", "deleted"}:
+            faults.point("conductor-after-report")
         self._news.put_nowait(tx)
         for event in tx.events:
             if event.object_kind == "host":
@@ -212,6 +217,7 @@ class Server(conductor_rpc.Conductor):
     def _begin(self, tx: store.Transaction, record: store.Record) -> None:
         """Make the request in hand the object's operation."""
         item = record.item
+        faults.point("conductor-before-intent")
         kind = objects.kind_of(item)
         seconds = kind.timeout(item.spec) if kind.timeout is not None else None
         if item.operation is not None and item.operation != tx.context.request_id:
@@ -454,6 +460,7 @@ class Server(conductor_rpc.Conductor):
         return await self.store.write(context, work)
 
     async def _take(self, tx: store.Transaction, name: str, report: base.Report) -> Any:
+        faults.point("conductor-before-report")
         kind = _kind(report.kind)
         record = await tx.by_uuid(kind, report.uuid, lock="write")
         if record is None:
