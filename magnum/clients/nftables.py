@@ -70,12 +70,14 @@ class Namespace:
         try:
             process = await asyncio.create_subprocess_exec(
                 "nsenter", f"--net=/proc/{self.pid}/ns/net", "--", *command,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+                # without input there is no pipe that may be closed before it is written to
+                stdin=asyncio.subprocess.PIPE if text else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
         except OSError as error:
             raise errors.EngineError(f"nsenter cannot be run: {error}") from error
         try:
-            out, err = await process.communicate(text.encode())
+            out, err = await process.communicate(text.encode() or None)
         except asyncio.CancelledError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
