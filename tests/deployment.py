@@ -1,0 +1,138 @@
+"""Programs of Magnum as processes: started, asked, killed and started again. Used by the live tests."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+from testbed import base, postgresql, rabbitmq
+
+SECONDS = 90.0
+BIN = pathlib.Path(sys.executable).parent
+
+
+def until(what, seconds=SECONDS):
+    """Return the first true answer of ``what``; what it raises of the network is no answer."""
+    end = time.monotonic() + seconds
+    found = None
+    while not found:
+        assert time.monotonic() < end, f"not within {seconds} s: {found!r}"
+        with contextlib.suppress(OSError):
+            found = what()
+        if not found:
+            time.sleep(0.1)
+    return found
+
+
+class Deployment:
+    """An api, a conductor and a backend a host, over RabbitMQ and PostgreSQL, with names that nobody else has."""
+
+    def __init__(self, name, folder, hosts):
+        self.name = name
+        self.folder = folder
+        self.hosts = {f"{name}-{host.name}": host for host in hosts}
+        self.processes = {}
+        (self.port,) = base.free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        settings = {
+            "DEFAULT": {"transport_url": rabbitmq.vhost(name), "deployment": name, "host": name,
+                        "state_dir": folder / "state"},
+            "database": {"connection": postgresql.database(name)},
+            "api": {"port": self.port, "auth_strategy": "noauth"},
+            "backend": {"beat_interval": 0.5, "down_after": 4},
+        }  # fmt: skip
+        self._write("magnum.conf", settings)
+        for host_name, host in self.hosts.items():
+            more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name}, "docker": {"url": host.url}}
+            self._write(f"{host_name}.conf", more)
+        done = self.manage("db", "upgrade")
+        assert done.returncode == 0, done.stderr
+
+    def _write(self, name, settings):
+        lines = []
+        for group, options in settings.items():
+            lines += [f"[{group}]", *(f"{key} = {value}" for key, value in options.items())]
+        (self.folder / name).write_text("\n".join(lines) + "\n")
+
+    def manage(self, *words):
+        argv = [str(BIN / "magnum-manage"), "--config-file", str(self.folder / "magnum.conf"), *words]
+        return subprocess.run(argv, capture_output=True, text=True)
+
+    @property
+    def programs(self):
+        return ["conductor", "api", *self.hosts]
+
+    def start(self, *names, crash_at=""):
+        """Start programs (all by default): ``conductor``, ``api``, or a host's name for its backend."""
+        for name in names or self.programs:
+            binary = name if name in ("conductor", "api") else "backend"
+            argv = [str(BIN / f"magnum-{binary}"), "--config-file", str(self.folder / "magnum.conf")]
+            if binary == "backend":
+                argv += ["--config-file", str(self.folder / f"{name}.conf")]
+            env = os.environ | ({"MAGNUM_CRASH_AT": crash_at} if crash_at else {})
+            with open(self.folder / f"{name}.log", "ab") as out:
+                self.processes[name] = subprocess.Popen(argv, stdout=out, stderr=out, env=env)
+
+    def ready(self):
+        """Return once every host is up and requests are served."""
+        until(lambda: self.request("GET", "/healthcheck")[0] == 200)
+        until(lambda: {h["name"] for h in self.request("GET", "/v1/hosts")[1]["hosts"] if h["status"] == "up"}
+              >= set(self.hosts))  # fmt: skip
+
+    def kill(self, name, number=signal.SIGKILL):
+        """End a program; return its exit code."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        return process.wait(60)
+
+    def died(self, name):
+        """Wait for a program to die by itself."""
+        assert self.processes[name].wait(SECONDS) == -signal.SIGKILL
+        del self.processes[name]
+
+    def stop(self):
+        """End all programs in the order that lets each finish; return their exit codes."""
+        return {name: self.kill(name, signal.SIGTERM) for name in ["api", *self.hosts, "conductor"]
+                if name in self.processes}  # fmt: skip
+
+    def request(self, method, path, body=None, headers=None, timeout=90):
+        """Return (status, decoded body). Raises OSError if the api is away or dies."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.url}{path}", data, {"Content-Type": "application/json", **(headers or {})}, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                raw, status = answer.read(), answer.status
+        except urllib.error.HTTPError as error:
+            raw, status = error.read(), error.code
+        return status, json.loads(raw) if raw else None
+
+    def environ(self, project="default"):
+        """Return what the command lines need in their environment."""
+        return os.environ | {
+            "OS_AUTH_URL": f"{self.url}/identity/v3", "OS_USERNAME": "admin", "OS_PASSWORD": "any",
+            "OS_PROJECT_NAME": project, "OS_TENANT_NAME": project, "OS_USER_DOMAIN_ID": "default",
+            "OS_PROJECT_DOMAIN_ID": "default",
+        }  # fmt: skip
+
+    def client(self, *words, project="default"):
+        """Return what the unmodified python-magnumclient printed."""
+        argv = [os.environ["MAGNUM_TEST_CLIENT"], *words]
+        done = subprocess.run(argv, env=self.environ(project), capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    def engine_objects(self, uuid, what="container"):
+        """Return how many engine objects on all hosts bear an object's uuid."""
+        count = 0
+        for host in self.hosts.values():
+            argv = ["docker", "-H", host.url, what, "ls", "-q", "--filter", f"label=org.openstack.magnum.uuid={uuid}"]
+            argv += ["-a"] if what == "container" else []
+            count += len(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+        return count

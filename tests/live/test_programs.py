@@ -1,0 +1,126 @@
+"""Three programs over RabbitMQ and PostgreSQL with three hosts: the real client, and kill -9 between any two steps."""
+
+import contextlib
+import signal
+import threading
+
+import pytest
+
+from testbed import base, postgresql, rabbitmq
+from tests.deployment import Deployment, until
+
+COMMAND = ["sh", "-c", "trap exit TERM; while :; do sleep 0.1; done"]
+
+
+@pytest.fixture(scope="module")
+def cloud(docker_hosts, tmp_path_factory):
+    with base.lock(base.FOLDER / "lock"):
+        for component in (postgresql, rabbitmq):
+            component.install()
+            component.up(0)
+    found = Deployment(f"programs-{base.TAG}", tmp_path_factory.mktemp("programs"), docker_hosts)
+    # each waits for the others: the order does not matter
+    found.start(*reversed(found.programs))
+    found.ready()
+    yield found
+    for made in found.request("GET", "/v1/bays?all_projects=1")[1]["bays"]:
+        found.request("DELETE", f"/v1/bays/{made['uuid']}?wait=60&all_projects=1")
+    assert set(found.stop().values()) == {0}
+
+
+@pytest.fixture(scope="module")
+def bay(cloud):
+    assert cloud.request("POST", "/v1/baymodels", {"name": "m"})[0] == 201
+    status, made = cloud.request("POST", "/v1/bays?wait=60", {"name": "b", "baymodel_id": "m"})
+    assert (status, made["status"]) == (201, "CREATE_COMPLETE"), made
+    return made
+
+
+def test_the_client_sees_bays_on_three_hosts(cloud, docker_hosts):
+    def says(*words, text=""):
+        out = cloud.client(*words, project="walkers")
+        assert "ERROR" not in out and "failed" not in out and "usage:" not in out and text in out, out
+        return out
+
+    says("baymodel-create", "--name", "w", "--coe", "docker", "--image-id", "i", "--keypair-id", "k",
+         "--external-network-id", "e")  # fmt: skip
+    for name in ("b1", "b2", "b3"):
+        says("bay-create", "--name", name, "--baymodel", "w", "--node-count", "1", text="CREATE_COMPLETE")
+        says("container-create", "--name", f"c-{name}", "--image", docker_hosts[0].image, "--bay", name,
+             "--command", "sh -c 'echo said; exec sleep 1000'", text="Created")  # fmt: skip
+        says("container-start", f"c-{name}")
+        until(lambda name=name: "said" in says("container-logs", f"c-{name}"))
+        says("container-exec", f"c-{name}", "--command", "echo executed", text="executed")
+    shown = cloud.request("GET", "/v1/containers", headers={"X-Project-Id": "walkers"})[1]["containers"]
+    assert {c["host"] for c in shown} == set(cloud.hosts)
+    out = says("service-list")
+    assert out.count("magnum-backend") == 3 and "magnum-api" in out and "magnum-conductor" in out
+    # what is another project's is not there
+    assert "c-b1" not in cloud.client("container-list", project="others")
+    assert "404" in cloud.client("container-show", "c-b1", project="others") or "no container" in cloud.client(
+        "container-show", "c-b1", project="others"
+    )
+    for name in ("b1", "b2", "b3"):
+        says("bay-delete", name)
+    until(lambda: "b1" not in (out := says("bay-list")) and "b2" not in out and "b3" not in out)
+    says("baymodel-delete", "w")
+    assert all(cloud.engine_objects(c["uuid"]) == 0 for c in shown)
+
+
+BACKEND = ("container-before-engine", "container-after-engine", "backend-before-report", "backend-after-report")
+CONDUCTOR = (
+    "conductor-before-intent", "conductor-after-intent", "conductor-before-report", "conductor-after-report"
+)  # fmt: skip
+API = ("api-after-intent", "api-before-answer")
+
+
+@pytest.mark.parametrize("point", [*BACKEND, *CONDUCTOR, *API])
+def test_killed_between_two_steps_it_ends_as_wanted_once(cloud, bay, docker_hosts, point):
+    """Create, stop and delete, each with the program killed at ``point`` and started again."""
+    program = {"api": "api", "conductor": "conductor"}.get(point.partition("-")[0]) or next(iter(bay["hosts"]))
+
+    def interrupted(method, path, body=None):
+        """Ask while the program will die at the point; return once it is back."""
+        cloud.kill(program, signal.SIGTERM)
+        cloud.start(program, crash_at=point)
+        until(lambda: cloud.request("GET", "/healthcheck")[0] == 200)
+        answers = []
+
+        def ask():
+            with contextlib.suppress(OSError):
+                answers.append(cloud.request(method, path, body))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        cloud.died(program)
+        cloud.start(program)
+        asking.join()
+        cloud.ready()
+        return answers[0] if answers else (0, None)
+
+    def now():
+        found = cloud.request("GET", "/v1/containers?name=victim")[1]["containers"]
+        assert len(found) <= 1, found
+        return found[0] if found else None
+
+    wanted = {"name": "victim", "bay_uuid": "b", "image": docker_hosts[0].image, "command": COMMAND, "start": True}
+    status, _ = interrupted("POST", "/v1/containers", wanted)
+    if now() is None:
+        # nothing was acknowledged, so nothing may be there; asked again it is made
+        assert status not in (200, 201, 202), status
+        assert cloud.request("POST", "/v1/containers", wanted)[0] in (201, 202)
+    until(lambda: now()["status"] == "Running")
+    uuid = now()["uuid"]
+    assert cloud.engine_objects(uuid) == 1
+    status, _ = interrupted("PUT", f"/v1/containers/{uuid}/stop")
+    if status not in (0, 200, 202) and now()["status"] == "Running":
+        assert cloud.request("PUT", f"/v1/containers/{uuid}/stop")[0] in (200, 202)
+    if status == 0 and now()["operation"] is None and now()["status"] == "Running":
+        assert cloud.request("PUT", f"/v1/containers/{uuid}/stop")[0] in (200, 202)
+    until(lambda: now()["status"] == "Stopped")
+    assert cloud.engine_objects(uuid) == 1
+    interrupted("DELETE", f"/v1/containers/{uuid}")
+    if now() is not None and now()["status"] != "Deleting":
+        cloud.request("DELETE", f"/v1/containers/{uuid}")
+    until(lambda: now() is None)
+    until(lambda: cloud.engine_objects(uuid) == 0)
