@@ -69,7 +69,7 @@ CONDUCTOR_OPTS: list[cfg.Opt] = [
 ]  # fmt: skip
 
 BACKEND_OPTS: list[cfg.Opt] = [
-    cfg.ListOpt("engines", default=["docker"], help="Engines of this machine: docker, kubernetes, fake."),
+    cfg.ListOpt("engines", default=["docker"], help="Engines of this machine, by the names of their entry points (magnum.engines)."),
     cfg.DictOpt("labels", default={}, help="Labels of this host (zone:a,disk:ssd) that bay models may ask for."),
     cfg.StrOpt("address", help="Address at which other hosts of a bay reach this one. By default that of the route out."),
     cfg.FloatOpt("beat_interval", default=2.0, min=0.1, help="Seconds between two signs of life."),

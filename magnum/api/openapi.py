@@ -48,15 +48,18 @@ def _types(operations: list[routing.Operation]) -> list[Any]:
     return list(found.values())
 
 
-def _parameters(operation: routing.Operation, schemas: dict[str, Any]) -> list[dict[str, Any]]:
+def _name(reference: dict[str, Any]) -> str:
+    """Return the name under which a struct's schema is kept; structs of one name have longer ones."""
+    return str(reference["$ref"]).rpartition("/")[2]
+
+
+def _parameters(operation: routing.Operation, schema: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in operation.parameters
     ]
-    if operation.query is not None:
-        schema = schemas[operation.query.__name__]
-        for name, kind in schema.get("properties", {}).items():
-            given = {k: v for k, v in kind.items() if k != "default" or v is not None}
-            found.append({"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": given})
+    for name, kind in schema.get("properties", {}).items():
+        given = {k: v for k, v in kind.items() if k != "default" or v is not None}
+        found.append({"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": given})
     found.append({"name": "OpenStack-API-Version", "in": "header", "required": False, "schema": {"type": "string"}})
     return found
 
@@ -84,7 +87,7 @@ def document() -> dict[str, Any]:
         entry: dict[str, Any] = {
             "operationId": operation.name, "tags": [operation.tag],
             "summary": (operation.function.__doc__ or "").strip().split("\n")[0],
-            "parameters": _parameters(operation, schemas), "responses": answers | failures,
+            "parameters": _parameters(operation, schemas[_name(shape[repr(operation.query)])] if operation.query else {}), "responses": answers | failures,
         }  # fmt: skip
         if operation.body is not None:
             entry["requestBody"] = {
@@ -94,7 +97,7 @@ def document() -> dict[str, Any]:
             entry["description"] = f"Policy rule: `{operation.rule}`"
         entry["security"] = [] if operation.public else [{"token": []}]
         paths.setdefault(operation.path, {})[operation.method.lower()] = entry
-    queries = {o.query.__name__ for o in operations if o.query is not None}
+    queries = {_name(shape[repr(o.query)]) for o in operations if o.query is not None}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Magnum", "version": magnum.__version__,

@@ -6,34 +6,9 @@ import threading
 
 import pytest
 
-from testbed import base, postgresql, rabbitmq
-from tests.deployment import Deployment, until
+from tests.deployment import until
 
 COMMAND = ["sh", "-c", "trap exit TERM; while :; do sleep 0.1; done"]
-
-
-@pytest.fixture(scope="module")
-def cloud(docker_hosts, tmp_path_factory):
-    with base.lock(base.FOLDER / "lock"):
-        for component in (postgresql, rabbitmq):
-            component.install()
-            component.up(0)
-    found = Deployment(f"programs-{base.TAG}", tmp_path_factory.mktemp("programs"), docker_hosts)
-    # each waits for the others: the order does not matter
-    found.start(*reversed(found.programs))
-    found.ready()
-    yield found
-    for made in found.request("GET", "/v1/bays?all_projects=1")[1]["bays"]:
-        found.request("DELETE", f"/v1/bays/{made['uuid']}?wait=60&all_projects=1")
-    assert set(found.stop().values()) == {0}
-
-
-@pytest.fixture(scope="module")
-def bay(cloud):
-    assert cloud.request("POST", "/v1/baymodels", {"name": "m"})[0] == 201
-    status, made = cloud.request("POST", "/v1/bays?wait=60", {"name": "b", "baymodel_id": "m"})
-    assert (status, made["status"]) == (201, "CREATE_COMPLETE"), made
-    return made
 
 
 def test_the_client_sees_bays_on_three_hosts(cloud, docker_hosts):
