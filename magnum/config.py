@@ -153,4 +153,8 @@ def load(files: list[str] | None = None, **overrides: Any) -> cfg.ConfigOpts:
     for name, value in overrides.items():
         group_name, _, option = name.rpartition("__")
         conf.set_override(option, value, group=group_name or None)
+    # values are read when they are asked for; a wrong one is to be told at the start
+    for group, options in GROUPS.items():
+        for each in options:
+            conf[each.dest] if group == "DEFAULT" else conf[group][each.dest]
     return conf

@@ -33,6 +33,9 @@ def until(what, seconds=SECONDS):
 class Deployment:
     """An api, a conductor and a backend a host, over RabbitMQ and PostgreSQL, with names that nobody else has."""
 
+    max_body = 2**20
+    """Bytes, as configured by default."""
+
     def __init__(self, name, folder, hosts):
         self.name = name
         self.folder = folder
@@ -113,6 +116,12 @@ class Deployment:
         except urllib.error.HTTPError as error:
             raw, status = error.read(), error.code
         return status, json.loads(raw) if raw else None
+
+    def at(self, port):
+        """Return ``request`` for an api on another port."""
+        other = Deployment.__new__(Deployment)
+        other.url = f"http://127.0.0.1:{port}"
+        return other.request
 
     def environ(self, project="default"):
         """Return what the command lines need in their environment."""

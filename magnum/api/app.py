@@ -224,7 +224,9 @@ def _headers(served: routing.Served) -> list[tuple[bytes, bytes]]:
 def failure(error: errors.MagnumError, served: routing.Served, challenge: str | None = None) -> routing.Answer:
     """Return the answer that tells of ``error``."""
     body: dict[str, Any] = {
-        "status": error.status, "code": f"{SERVICE}.{error.code}", "title": error.title, "detail": str(error),
+        "status": error.status, "code": f"{SERVICE}.{error.code}",
+        # python-magnumclient shows people the title alone, so the reason has to be in it
+        "title": str(error), "detail": str(error),
         "request_id": served.request_id, "links": [],
     }  # fmt: skip
     if error.field:

@@ -25,6 +25,13 @@ class Operation(msgspec.Struct, kw_only=True):
     steps: list[base.Event]
 
 
+def _ident(text: str) -> str:
+    """Return a request id as it may be. Raises NotFound for what cannot be one."""
+    if not text.isprintable() or len(text) > 255:
+        raise errors.NotFound("there is no such operation")
+    return text
+
+
 ENDS = {
     "completed": "completed", "failed": "failed", "expired": "expired", "cancelled": "cancelled", "deleted": "completed",
 }  # fmt: skip
@@ -34,7 +41,7 @@ ENDS = {
 async def get(call: routing.Call, ident: str, query: bodies.Show) -> routing.Answer:
     """Read the steps of a change, its deadline and the reason of its end."""
     context = call.for_all_projects(query.all_projects)
-    rows = await call.api.conductor.events(context, 0, 10_000, None, None, ident[:255])
+    rows = await call.api.conductor.events(context, 0, 10_000, None, None, _ident(ident))
     if not rows:
         raise errors.NotFound(f"there is no operation {ident[:64]!r}")
     first = rows[0]
@@ -60,12 +67,12 @@ async def get(call: routing.Call, ident: str, query: bodies.Show) -> routing.Ans
 @ROUTES.post("/v1/operations/{ident}/cancel", rule="operation:cancel", answers={200: views.Placed, 202: views.Placed})
 async def cancel(call: routing.Call, ident: str, query: bodies.Wait) -> routing.Answer:
     """Give up a change in progress: what was being made is deleted, another change is no longer waited for."""
-    item = await call.api.conductor.settle(call.for_all_projects(query.all_projects), ident[:255], "cancel")
+    item = await call.api.conductor.settle(call.for_all_projects(query.all_projects), _ident(ident), "cancel")
     return await verbs.done(call, call.context, item, query.wait, 200)
 
 
 @ROUTES.post("/v1/operations/{ident}/retry", rule="operation:retry", answers={200: views.Placed, 202: views.Placed})
 async def retry(call: routing.Call, ident: str, query: bodies.Wait) -> routing.Answer:
     """Try a change again that failed, ran out of time or was cancelled."""
-    item = await call.api.conductor.settle(call.for_all_projects(query.all_projects), ident[:255], "retry")
+    item = await call.api.conductor.settle(call.for_all_projects(query.all_projects), _ident(ident), "retry")
     return await verbs.done(call, call.context, item, query.wait, 200)
