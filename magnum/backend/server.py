@@ -141,7 +141,6 @@ class Server(backend_rpc.Backend):
     async def apply(self, context: contexts.Context, item: objects.AnyObject) -> objects.AnyObject | None:
         if self._closing:
             raise errors.Unavailable(f"the backend of {self.host} is ending")
-        self.driver(item)
         future = self._work(objects.kind_of(item).name, item.uuid).apply(item)
         # the work goes on when nobody waits for it any more
         return await asyncio.shield(future)
@@ -270,20 +269,13 @@ class Server(backend_rpc.Backend):
         """Do what the conductor wants of a few objects."""
         if not uuids:
             return
-        there = {item.uuid for item in await self._wanted(sorted(uuids)) if self._up(item)}
-        for uuid in uuids - there:
+        wanted = await self._wanted(sorted(uuids))
+        for item in wanted:
+            self._work(objects.kind_of(item).name, item.uuid).apply(item)
+        for uuid in uuids - {item.uuid for item in wanted}:
             known = self._works.get(uuid)
             if known is not None and known.item is not None:
                 known.apply(known.item)
-
-    def _up(self, item: Any) -> bool:
-        try:
-            self.driver(item)
-        except errors.NotSupported as error:
-            LOG.warning("not served here", uuid=item.uuid, reason=str(error))
-            return False
-        self._work(objects.kind_of(item).name, item.uuid).apply(item)
-        return True
 
     async def _compare(self) -> None:
         """Compare everything that is wanted with everything that is there."""
@@ -309,10 +301,11 @@ class Server(backend_rpc.Backend):
             await self._judge(engine, steps.strangers)
 
     def _has(self, engine: engines.Engine, item: Any) -> bool:
+        """Return whether ``item`` is compared with what ``engine`` shows; what no engine has is told by any round."""
         try:
             return self.engine(item) is engine
         except errors.NotSupported:
-            return False
+            return engine is next(iter(self.engines.values()))
 
     async def _judge(self, engine: engines.Engine, strangers: list[engines.Seen]) -> None:
         """Remove what the log knows to be deleted or moved; leave, and name, what nothing is known of."""

@@ -178,7 +178,12 @@ class Work:
         return answer
 
     async def _act(self, item: Any, what: str) -> engines.Outcome:
-        driver = self._backend.driver(item)
+        try:
+            driver = self._backend.driver(item)
+        except errors.NotSupported as error:
+            if converge.leaving(item, self._backend.host):
+                return engines.Outcome(gone=True)
+            return engines.Outcome(status=objects.KINDS[self.kind].failure_of(item.status), reason=error.detail)
         if converge.leaving(item, self._backend.host):
             faults.point(f"{self.kind}-before-engine")
             return await driver.remove(self.uuid, item)
