@@ -321,6 +321,7 @@ class Client:
         *,
         params: dict[str, Any] | None = None,
         body: Any = None,
+        archive: bytes | None = None,
         headers: dict[str, str] | None = None,
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> collections.abc.AsyncIterator[aiohttp.ClientResponse]:
@@ -334,7 +335,7 @@ class Client:
                 method,
                 self._base + path,
                 params=query,
-                data=None if body is None else msgspec.json.encode(body),
+                data=archive if body is None else msgspec.json.encode(body),
                 headers=sent | (headers or {}),
                 timeout=timeout or aiohttp.ClientTimeout(total=self._timeout),
             ) as response:
@@ -387,9 +388,10 @@ class Client:
         """Start; no error if it runs."""
         await self._do("POST", f"/containers/{ident}/start")
 
-    async def stop(self, ident: str, seconds: int) -> None:
-        """Signal, wait ``seconds``, kill; no error if it does not run."""
-        await self._do("POST", f"/containers/{ident}/stop", params={"t": seconds}, timeout=self._longer(seconds))
+    async def stop(self, ident: str, seconds: int | None) -> None:
+        """Signal, wait ``seconds`` (None: its own stop timeout), kill; no error if it does not run."""
+        timeout = self._endless() if seconds is None else self._longer(seconds)
+        await self._do("POST", f"/containers/{ident}/stop", params={"t": seconds}, timeout=timeout)
 
     async def restart(self, ident: str, seconds: int) -> None:
         """Stop as ``stop`` does, and start."""
@@ -477,6 +479,11 @@ class Client:
             return False
         return True
 
+    async def image_user(self, image: str) -> str:
+        """Return the user that ``image`` runs as by itself, empty for root. Raises NotFound: the engine does not have it."""
+        found = await self._request("GET", f"/images/{urllib.parse.quote(image, safe='/:@')}/json", into=dict[str, Any])
+        return str((found.get("Config") or {}).get("User") or "")
+
     async def pull(self, image: str, credentials: tuple[str, str] | None) -> collections.abc.AsyncIterator[PullLine]:
         """Pull ``image``, yielding each line of progress; how long that may take is the caller's to say.
 
@@ -525,6 +532,10 @@ class Client:
     async def volumes(self, labels: list[str]) -> list[VolumeRow]:
         found = await self._request("GET", "/volumes", params={"filters": _filters(label=labels)}, into=VolumeList)
         return found.volumes or []
+
+    async def put_archive(self, ident: str, path: str, archive: bytes) -> None:
+        """Unpack a tar ``archive`` below ``path`` of a container, its volumes included, running or not."""
+        await self._do("PUT", f"/containers/{ident}/archive", params={"path": path}, archive=archive)
 
     async def remove_volume(self, name: str) -> None:
         """Remove a volume. Raises NotFound, Conflict (in use)."""

@@ -3,7 +3,7 @@
 A service of a Docker bay is rules in the network namespace where its bay's packets
 are routed, which is seldom the backend's own: the engine's, or that of a
 container. A ``Namespace`` is entered by the id of a process that lives in it
-(``nsenter``), for each command alone, so nothing of the backend ever moves.
+(``nsenter``), for each command alone, so nothing of the backend ever moves there but for a socket's making.
 Needs root and Debian's nftables, conntrack, iproute2, iptables and util-linux.
 
 Who calls: ``engines.docker.service`` and ``networks.docker``; what the rules say
@@ -12,16 +12,19 @@ is ``networks.services``' business.
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import struct
 from typing import Any
 
 import msgspec
+from pyroute2 import netns
 
 from magnum import errors
 
 FAMILY = "ip"
+STREAM = socket.SOCK_STREAM
 
 
 class Table(msgspec.Struct, kw_only=True):
@@ -86,6 +89,27 @@ class Namespace:
             words = err.decode(errors="replace").strip() or f"ended with {process.returncode}"
             raise errors.EngineError(f"{command[0]}: {words[:500]}")
         return out.decode(errors="replace")
+
+    def socket(self, family: int, kind: int = STREAM, protocol: int = 0) -> socket.socket:
+        """Return a new socket that lives in the namespace (``pid`` 0: in this process' own). Raises OSError.
+
+        The calling thread enters, opens it and comes back before anything else runs in it.
+        """
+        if not self.pid:
+            return socket.socket(family, kind, protocol)
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            other = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                netns.setns(other)
+                try:
+                    return socket.socket(family, kind, protocol)
+                finally:
+                    netns.setns(own)
+            finally:
+                os.close(other)
+        finally:
+            os.close(own)
 
     async def table(self, name: str) -> Table | None:
         """Return what the table ``name`` holds, None if there is none."""

@@ -401,6 +401,7 @@ ONLY_KUBERNETES: dict[str, tuple[Any, ...]] = {
     "spec.topologySpreadConstraints": ([],),
     "spec.activeDeadlineSeconds": (),
     "spec.subdomain": ("",),
+    "spec.hostAliases": ([],),
     "spec.securityContext.fsGroup": (),
     "*container*.volumeMounts[].subPath": ("",),
     "spec.minReadySeconds": (0,),

@@ -14,7 +14,7 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import docker as client_docker
 from magnum.engines import base
-from magnum.engines.docker import bay, container, service
+from magnum.engines.docker import bay, container, pod, service
 from magnum.networks import names
 
 LOG = structlog.get_logger(__name__)
@@ -43,9 +43,12 @@ class Docker(base.Engine):
         )  # fmt: skip
         hosts = names.Names(conf.state_dir)
         self._services = service.Service(self.client, conf, hosts)
+        self._notices: asyncio.Queue[base.Notice | Exception] = asyncio.Queue()
+        self._pods = pod.Pod(self.client, conf, hosts, self._notices.put_nowait)
         self.drivers: dict[str, base.Driver] = {
             "bay": bay.Bay(self.client, conf, hosts),
             "container": container.Container(self.client, conf, hosts),
+            "pod": self._pods,
             "service": self._services,
         }
 
@@ -57,6 +60,7 @@ class Docker(base.Engine):
             LOG.warning("Docker does not answer yet", url=self.client.url, reason=error.detail)
 
     async def close(self) -> None:
+        await self._pods.close()
         await self.client.close()
 
     async def facts(self) -> dict[str, Any]:
@@ -84,6 +88,18 @@ class Docker(base.Engine):
 
     async def watch(self) -> collections.abc.AsyncIterator[base.Notice]:
         """Yield changes. Each connection begins with an empty Notice: what happened before it was not seen."""
+        hearing = asyncio.create_task(self._hear())
+        try:
+            while True:
+                notice = await self._notices.get()
+                if isinstance(notice, Exception):
+                    raise notice
+                yield notice
+        finally:
+            hearing.cancel()
+
+    async def _hear(self) -> None:
+        """Put the engine's events in the queue, where those of pods' probes come too."""
         wait = FIRST_WAIT
         while True:
             try:
@@ -91,9 +107,12 @@ class Docker(base.Engine):
                     wait = FIRST_WAIT
                     notice = base.Notice() if event is None else self._notice(event)
                     if notice is not None:
-                        yield notice
+                        self._notices.put_nowait(notice)
             except errors.MagnumError as error:
                 LOG.warning("Docker's events stopped", url=self.client.url, reason=error.detail)
+            except Exception as error:
+                self._notices.put_nowait(error)
+                return
             await asyncio.sleep(wait)
             wait = min(wait * 2, LAST_WAIT)
 
