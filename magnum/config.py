@@ -113,6 +113,12 @@ DOCKER_OPTS: list[cfg.Opt] = [
                help="Addresses that bays' networks are cut from, one bridge network a bay and host."),
     cfg.IntOpt("bay_prefix", default=24, min=16, max=29, help="Prefix length of a bay's network on one host."),
     cfg.StrOpt("service_cidr", default="172.30.0.0/16", help="Addresses for the virtual IPs of services."),
+    cfg.ListOpt("swarm_managers", default=[],
+                help="Hosts (address or address:port) that manage the swarm which bays on several hosts need; the first "
+                "forms it. Empty: the operator does."),
+    cfg.StrOpt("swarm_token_file",
+               help="File with the swarm's join tokens (lines 'worker TOKEN', 'manager TOKEN'), written by the first "
+               "manager where there is none."),
     cfg.StrOpt("node_port_range", default="30000-32767", help="Ports of hosts that NodePort services may take."),
     cfg.HostAddressOpt("publish_ip", default="0.0.0.0", help="Address of the host at which containers' ports are published."),
 ]  # fmt: skip

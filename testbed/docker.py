@@ -182,7 +182,7 @@ def _inmates(name: str, holder: int | None) -> set[int]:
     return found
 
 
-def _end(name: str) -> None:
+def end(name: str) -> None:
     """End everything of a host: containers, engine, shims, holder."""
     holder = base.pid(f"{NAME}-{name}")
     end = time.monotonic() + 30
@@ -206,7 +206,7 @@ def down() -> None:
     folder = base.FOLDER / NAME
     names = sorted(path.name for path in folder.glob("host*"))
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(_end, names))
+        list(pool.map(end, names))
     for top in [*pathlib.Path("/sys/fs/cgroup").glob(f"*/{CGROUP}"), pathlib.Path(f"/sys/fs/cgroup/{CGROUP}")]:
         with contextlib.suppress(OSError):
             top.rmdir()

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 
-from testbed import base, postgresql, rabbitmq
+from testbed import base, images, postgresql, rabbitmq
 
 SECONDS = 90.0
 BIN = pathlib.Path(sys.executable).parent
@@ -49,10 +49,16 @@ class Deployment:
             "database": {"connection": postgresql.database(name)},
             "api": {"port": self.port, "auth_strategy": "noauth"},
             "backend": {"beat_interval": 0.5, "down_after": 4},
+            "conductor": {"host_grace": 3},
+            "docker": {
+                "pause_image": images.PAUSE, "pause_command": ",".join(images.PAUSE_COMMAND), "restart_backoff": 0.5,
+                "swarm_managers": ",".join(host.address for host in hosts), "swarm_token_file": folder / "swarm-tokens",
+            },
         }  # fmt: skip
         self._write("magnum.conf", settings)
         for host_name, host in self.hosts.items():
-            more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name}, "docker": {"url": host.url}}
+            more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name}, "docker": {"url": host.url},
+                    "backend": {"address": host.address}}  # fmt: skip
             self._write(f"{host_name}.conf", more)
         done = self.manage("db", "upgrade")
         assert done.returncode == 0, done.stderr

@@ -46,6 +46,15 @@ async def text(call: routing.Call, body: ManifestBody) -> str:
     return body.manifest or ""
 
 
+def allow(call: routing.Call, asked: list[tuple[str, str]]) -> None:
+    """Raise Invalid naming the first field of ``asked`` (field, policy rule) that the asker may not have."""
+    for field, rule in asked:
+        try:
+            call.api.policy.enforce(call.context, rule, field=field)
+        except errors.Forbidden as error:
+            raise errors.Invalid("not allowed by policy", field=field, rule=rule) from error
+
+
 def given_name(body: ManifestBody) -> str | None:
     return names.check(body.name) if body.name is not None else None
 

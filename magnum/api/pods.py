@@ -29,9 +29,8 @@ class ExecuteQuery(tunnels.ExecuteQuery, kw_only=True):
 
 
 def _check(call: routing.Call, spec: Any) -> None:
-    """Raise Forbidden for what the policy does not let this asker have."""
-    for field, rule in pod.privileges(spec):
-        call.api.policy.enforce(call.context, rule, field=field)
+    """Raise Invalid for what the policy does not let this asker have."""
+    manifests.allow(call, pod.privileges(spec))
 
 
 @ROUTES.post("/v1/pods", rule="pod:create", answers={201: views.Pod, 202: views.Pod})

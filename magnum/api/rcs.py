@@ -22,9 +22,8 @@ class DeleteQuery(verbs.Change):
 
 
 def _check(call: routing.Call, spec: Any) -> None:
-    """Raise Forbidden for what the policy does not let this asker have."""
-    for field, rule in replication_controller.privileges(spec):
-        call.api.policy.enforce(call.context, rule, field=field)
+    """Raise Invalid for what the policy does not let this asker have."""
+    manifests.allow(call, replication_controller.privileges(spec))
 
 
 @ROUTES.post("/v1/rcs", rule="rc:create", answers={201: views.ReplicationController, 202: views.ReplicationController})

@@ -16,9 +16,8 @@ class Services(msgspec.Struct):
 
 
 def _check(call: routing.Call, spec: Any) -> None:
-    """Raise Forbidden for what the policy does not let this asker have."""
-    for field, rule in service.privileges(spec):
-        call.api.policy.enforce(call.context, rule, field=field)
+    """Raise Invalid for what the policy does not let this asker have."""
+    manifests.allow(call, service.privileges(spec))
 
 
 @ROUTES.post("/v1/services", rule="service:create", answers={201: views.Service, 202: views.Service})

@@ -17,7 +17,7 @@ from oslo_config import cfg
 
 from magnum import errors
 from magnum.clients import docker
-from magnum.networks import overlay
+from magnum.networks import overlay, swarm
 from magnum.objects import bay as bays
 
 _choosing = asyncio.Lock()
@@ -43,11 +43,8 @@ async def ensure(client: docker.Client, conf: cfg.ConfigOpts, bay: bays.Bay, lab
     """
     name = network_name(bay.uuid)
     if len(bay.spec.members) > 1:
-        swarm = (await client.info()).swarm or {}
-        if swarm.get("LocalNodeState") != "active":
-            raise errors.EngineError(
-                "a bay on several hosts needs Docker's Swarm mode, which this engine is not in (docker swarm join)"
-            )
+        async with _choosing:
+            await swarm.ensure(client, conf, host_address(conf))
         made = await overlay.ensure(
             client, bay.uuid, name=name, labels=labels, pool=overlay.halves(conf.docker.service_cidr)[0],
             image=conf.docker.pause_image, command=conf.docker.pause_command,

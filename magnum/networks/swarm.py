@@ -1,0 +1,113 @@
+"""The swarm that bays on several hosts need: formed when the first such bay comes, joined again by a host that is out of it.
+
+The operator names the managers (``[docker] swarm_managers``) and a file for the
+join tokens (``swarm_token_file``), which hosts share or configuration management
+brings. The first manager forms the swarm and writes the file where there is none;
+every other host joins by it. No secret goes over AMQP. Without ``swarm_managers``
+the swarm is the operator's own business.
+
+Tokens file: lines ``worker TOKEN`` and ``manager TOKEN``.
+
+Who calls: ``networks.docker`` before it makes an overlay network.
+"""
+
+import asyncio
+import os
+import pathlib
+import time
+from typing import Any
+
+from oslo_config import cfg
+
+from magnum import errors
+from magnum.clients import docker
+
+PORT = 2377
+"""Docker's default for the swarm's managers."""
+TOKEN_SECONDS = 20.0
+"""How long a host waits for the file of tokens."""
+LOOK_SECONDS = 0.2
+
+
+async def ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> None:
+    """Have the engine in the swarm; ``address`` is that by which other hosts reach this one.
+
+    Raises EngineError: it is in none and may or can not join, with the reason. Unavailable.
+    """
+    found = (await client.info()).swarm or {}
+    state = found.get("LocalNodeState")
+    if state == "active":
+        return
+    managers: list[str] = conf.docker.swarm_managers
+    if not managers:
+        raise errors.EngineError(
+            "a bay on several hosts needs Docker's Swarm mode, which this engine is not in: set [docker] swarm_managers"
+            " and swarm_token_file, or use docker swarm join"
+        )
+    if state not in ("inactive", None):
+        words = found.get("Error") or ""
+        raise errors.EngineError(f"this engine's swarm is {state}" + (f": {words}" if words else ""))
+    if not conf.docker.swarm_token_file:
+        raise errors.EngineError("[docker] swarm_managers needs swarm_token_file")
+    path = pathlib.Path(conf.docker.swarm_token_file)
+    others = [m for m in managers if _host(m) != address]
+    if managers[0] not in others and (not others or not await asyncio.to_thread(path.exists)):
+        await _form(client, address, path)
+        return
+    tokens = await _tokens(path)
+    role = "manager" if len(others) < len(managers) else "worker"
+    if role not in tokens:
+        raise errors.EngineError(f"{path} has no token for a {role}")
+    body = _body(address) | {
+        "RemoteAddrs": [m if ":" in m else f"{m}:{PORT}" for m in others], "JoinToken": tokens[role],
+    }  # fmt: skip
+    try:
+        await client.request("POST", "/swarm/join", body=body)
+    except errors.EngineError as error:
+        # two bays may come at once
+        if ((await client.info()).swarm or {}).get("LocalNodeState") != "active":
+            raise errors.EngineError(f"joining the swarm of {', '.join(others)}: {error.detail}") from error
+
+
+def _host(manager: str) -> str:
+    return manager.partition(":")[0]
+
+
+def _body(address: str) -> dict[str, Any]:
+    return {"ListenAddr": f"{address}:{PORT}", "AdvertiseAddr": address, "DataPathAddr": address}
+
+
+async def _form(client: docker.Client, address: str, path: pathlib.Path) -> None:
+    try:
+        await client.request("POST", "/swarm/init", body=_body(address), into=str)
+    except errors.EngineError as error:
+        if ((await client.info()).swarm or {}).get("LocalNodeState") != "active":
+            raise errors.EngineError(f"forming a swarm: {error.detail}") from error
+    tokens = (await client.request("GET", "/swarm", into=dict[str, Any]))["JoinTokens"]
+    await asyncio.to_thread(_write, path, f"worker {tokens['Worker']}\nmanager {tokens['Manager']}\n")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    # nobody is to read the half of it, nor anybody else at all
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+
+
+async def _tokens(path: pathlib.Path) -> dict[str, str]:
+    end = time.monotonic() + TOKEN_SECONDS
+    while True:
+        try:
+            lines = (await asyncio.to_thread(path.read_text)).splitlines()
+        except FileNotFoundError:
+            if time.monotonic() > end:
+                raise errors.EngineError(f"[docker] swarm_token_file {path} is not there") from None
+            await asyncio.sleep(LOOK_SECONDS)
+            continue
+        except OSError as error:
+            raise errors.EngineError(f"[docker] swarm_token_file {path}: {error.strerror}") from error
+        return {role: token for role, _, token in (line.strip().partition(" ") for line in lines) if token}
