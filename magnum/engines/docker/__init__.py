@@ -25,6 +25,8 @@ WATCHED = {
 }
 """Docker's events that change what an object shows. A network's bear no labels, so names say whose they are."""
 
+INFO_SECONDS = 2.0
+"""How long the engine may take to describe itself."""
 FIRST_WAIT, LAST_WAIT = 0.1, 2.0
 """Seconds between tries to reach an engine that is away."""
 
@@ -44,6 +46,7 @@ class Docker(base.Engine):
         hosts = names.Names(conf.state_dir)
         self._services = service.Service(self.client, conf, hosts)
         self._notices: asyncio.Queue[base.Notice | Exception] = asyncio.Queue()
+        self._facts: dict[str, Any] | None = None
         self._pods = pod.Pod(self.client, conf, hosts, self._notices.put_nowait)
         self.drivers: dict[str, base.Driver] = {
             "bay": bay.Bay(self.client, conf, hosts),
@@ -64,11 +67,20 @@ class Docker(base.Engine):
         await self.client.close()
 
     async def facts(self) -> dict[str, Any]:
-        info = await self.client.info()
-        return {
+        try:
+            async with asyncio.timeout(INFO_SECONDS):
+                info = await self.client.info()
+        except TimeoutError:
+            # while a swarm elects a leader only this call waits for it; the engine works
+            version = await self.client.version()
+            if self._facts is None:
+                raise errors.Unavailable(f"Docker {version.version} does not describe itself yet") from None
+            return self._facts
+        self._facts = {
             "engines": {self.name: info.server_version}, "cpus": float(info.n_cpu), "memory": info.mem_total,
             "disk": _free(info.docker_root_dir), "containers": info.containers,
         }  # fmt: skip
+        return self._facts
 
     async def seen(self) -> list[base.Seen]:
         mark = [f"{base.DEPLOYMENT}={self._conf.deployment}"]
