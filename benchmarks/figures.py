@@ -42,7 +42,10 @@ class Standalone(Deployment):
         self.folder, self.hosts, self.processes = folder, {}, {}
         (self.port,) = base.free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
-        (folder / "magnum.conf").write_text(f"[DEFAULT]\ndeployment = bench-{uuid.uuid4().hex[:8]}\n")
+        (folder / "magnum.conf").write_text(
+            f"[DEFAULT]\ndeployment = bench-{uuid.uuid4().hex[:8]}\n"
+            f"[docker]\npause_image = {images.PAUSE}\npause_command = {','.join(images.PAUSE_COMMAND)}\n"
+        )
         self.argv = [
             str(BIN / "magnum-standalone"), f"--port={self.port}", f"--state-dir={folder / 'state'}",
             f"--docker={host.url}", f"--config-file={folder / 'magnum.conf'}",
