@@ -123,6 +123,15 @@ DOCKER_OPTS: list[cfg.Opt] = [
     cfg.HostAddressOpt("publish_ip", default="0.0.0.0", help="Address of the host at which containers' ports are published."),
 ]  # fmt: skip
 
+AUDIT_OPTS: list[cfg.Opt] = [
+    cfg.BoolOpt("log", default=True, help="Log a line for each request that changes something, and for each refusal."),
+    cfg.BoolOpt("notifications", default=False,
+                help="Send the same as CADF events over AMQP, in the envelope of oslo.messaging's notifications (2.0)."),
+    cfg.StrOpt("exchange", default="openstack", help="Exchange of the notifications (control_exchange of its consumers)."),
+    cfg.StrOpt("topic", default="notifications", help="Topic of the notifications; their queue is <topic>.info."),
+    cfg.BoolOpt("durable", default=False, help="Declare exchange and queue durable (amqp_durable_queues of its consumers)."),
+]  # fmt: skip
+
 QUOTA_OPTS: list[cfg.Opt] = [
     cfg.IntOpt("bays", default=20, min=-1, help="Bays of a project (-1: no limit; so below)."),
     cfg.IntOpt("nodes", default=200, min=-1, help="Nodes of a project's bays in all."),
@@ -135,7 +144,7 @@ QUOTA_OPTS: list[cfg.Opt] = [
 
 GROUPS: dict[str, list[cfg.Opt]] = {
     "DEFAULT": DEFAULT_OPTS, "api": API_OPTS, "conductor": CONDUCTOR_OPTS, "backend": BACKEND_OPTS,
-    "database": DATABASE_OPTS, "docker": DOCKER_OPTS, "quotas": QUOTA_OPTS,
+    "database": DATABASE_OPTS, "docker": DOCKER_OPTS, "quotas": QUOTA_OPTS, "audit": AUDIT_OPTS,
 }  # fmt: skip
 
 DEFAULT_FILE = "/etc/magnum/magnum.conf"

@@ -32,10 +32,11 @@ SOCKET_PATH_MAX = 100
 
 
 def install() -> None:
-    """Have Docker, nftables (for the services of bays) and the tools that make hosts."""
+    """Have Docker, nftables and conntrack (for the services of bays) and the tools that make hosts."""
     base.apt(
-        {"docker.io": "dockerd", "iptables": "iptables", "nftables": "nft", "iproute2": "ip", "util-linux": "nsenter"}
-    )
+        {"docker.io": "dockerd", "iptables": "iptables", "nftables": "nft", "conntrack": "conntrack",
+         "iproute2": "ip", "util-linux": "nsenter"}
+    )  # fmt: skip
     images.install()
 
 

@@ -29,23 +29,30 @@ def make(folder: pathlib.Path, packages: list[str]) -> pathlib.Path:
     """Have a virtual environment with ``packages`` in ``folder`` and return its Python. Raises Failed with pip's words."""
     python = folder / "bin" / "python"
     mark = folder / "installed"
-    text = repr(packages) + (ROOT / "pyproject.toml").read_text() + str(folder)
+    text = repr(packages) + str(folder)
+    if "-e" in packages:
+        text += (ROOT / "pyproject.toml").read_text()
     wanted = hashlib.sha256(text.encode()).hexdigest()
-    if python.exists() and mark.exists() and mark.read_text() == wanted:
-        return python
+    with base.lock(folder.with_name(f"{folder.name}.lock")):
+        if not (python.exists() and mark.exists() and mark.read_text() == wanted):
+            _install(folder, packages)
+            mark.write_text(wanted)
+    return python
+
+
+def _install(folder: pathlib.Path, packages: list[str]) -> None:
     started = time.monotonic()
-    base.say(f"{folder.name}: installing {' '.join(packages)}")
+    few = " ".join(packages[:5]) + (f" and {len(packages) - 5} more" if len(packages) > 5 else "")
+    base.say(f"{folder.name}: installing {few}")
     interpreter = _interpreter()
     shutil.rmtree(folder, ignore_errors=True)
     base.run(interpreter, "-m", "venv", str(folder))
     env = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    argv = [str(python), "-m", "pip", "install", "-q", "--retries", "5", *packages]
+    argv = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--retries", "5", *packages]
     done = subprocess.run(argv, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        raise base.Failed(f"pip install {' '.join(packages)}: {(done.stdout + done.stderr)[-3000:]}")
-    mark.write_text(wanted)
+        raise base.Failed(f"pip install {few}: {(done.stdout + done.stderr)[-3000:]}")
     base.say(f"{folder.name}: ready ({time.monotonic() - started:.1f} s)")
-    return python
 
 
 def client() -> pathlib.Path:

@@ -9,17 +9,21 @@ from testbed import base, docker, images
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """One host of the test bed: its engine's socket, its address on the common bridge and the words that enter it."""
+    """One host of the test bed: its engine's socket and its address on the common bridge."""
 
     name: str
     address: str
     socket: str
-    enter: list[str]
     image: str = images.DEMO
 
     @property
     def url(self) -> str:
         return f"unix://{self.socket}"
+
+    @property
+    def enter(self) -> list[str]:
+        """The words that run a command on it; others once it was ended and started again."""
+        return next(found["enter"] for found in base.facts("docker")["hosts"] if found["name"] == self.name)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +33,7 @@ def docker_hosts() -> list[Host]:
     with base.lock(base.FOLDER / "lock"):
         docker.up(3)
     return [
-        Host(name=found["name"], address=found["address"], socket=found["socket"], enter=found["enter"])
+        Host(name=found["name"], address=found["address"], socket=found["socket"])
         for found in base.facts("docker")["hosts"]
     ]
 

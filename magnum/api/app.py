@@ -19,10 +19,13 @@ from oslo_config import cfg
 from magnum import context as contexts
 from magnum import errors, metrics, policy
 from magnum.api import (
+    audit,
     auth,
     baymodels,
     bays,
     certificates,
+    clusters,
+    clustertemplates,
     containers,
     events,
     hosts,
@@ -32,6 +35,7 @@ from magnum.api import (
     openapi,
     operations,
     pods,
+    quotas,
     rcs,
     root,
     routing,
@@ -48,7 +52,8 @@ LOG = structlog.get_logger(__name__)
 
 ROUTES = (
     root.ROUTES, baymodels.ROUTES, bays.ROUTES, containers.ROUTES, pods.ROUTES, services.ROUTES, rcs.ROUTES,
-    certificates.ROUTES, mservices.ROUTES, hosts.ROUTES, events.ROUTES, operations.ROUTES, identity.ROUTES, openapi.ROUTES,
+    clusters.ROUTES, clustertemplates.ROUTES, quotas.ROUTES, certificates.ROUTES, mservices.ROUTES, hosts.ROUTES,
+    events.ROUTES, operations.ROUTES, identity.ROUTES, openapi.ROUTES,
 )  # fmt: skip
 OPERATIONS = [operation for routes in ROUTES for operation in routes.operations]
 """Every operation that there is."""
@@ -68,6 +73,7 @@ class Api:
         self.public_url: str = (conf.api.public_url or "").rstrip("/")
         self.policy = policy.Policy(conf)
         self.auth = auth.make(conf)
+        self.audit = audit.Audit(conf, transport)
         self.watch = intents.Watch()
         self.conductor = rpc.client(
             conductor_rpc.Conductor, transport, conductor_rpc.TOPIC, timeout=conf.api.call_timeout
@@ -85,13 +91,14 @@ class Api:
             route_handlers=[routing.route(self, operation) for operation in OPERATIONS],
             openapi_config=None,
             logging_config=None,
-            exception_handlers={Exception: _failed},
+            exception_handlers={Exception: self._failed},
         )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin. Raises Invalid for a configuration that is refused."""
         await self.auth.start()
+        await self.audit.start()
         await self.watch.start(self.transport)
         await self.streams.start()
         self._tasks = [asyncio.create_task(self._beat())]
@@ -104,6 +111,16 @@ class Api:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.streams.close()
         await self.auth.close()
+        await self.audit.close()
+
+    def _failed(self, request: Any, error: Exception) -> litestar.Response[bytes]:
+        served: routing.Served = request.scope[routing.KEY]
+        served.error = translated(error)
+        answer = failure(served.error, served, self.auth.challenge)
+        return litestar.Response(
+            content=routing.encode(answer.body), media_type=answer.media_type, status_code=answer.status,
+            headers=answer.headers,
+        )  # fmt: skip
 
     def backend(self, name: str) -> backend_rpc.Backend:
         """Return the backend of a host."""
@@ -159,6 +176,7 @@ class Api:
         metrics.REQUESTS.labels(scope["method"], served.route, str(status)).inc()
         if status in (401, 403):
             metrics.REFUSALS.labels(served.rule or "none").inc()
+        self.audit.tell(served, scope, scope["method"], status)
 
 
 async def _lifespan(receive: Any, send: Any) -> None:
@@ -258,14 +276,3 @@ def translated(error: Exception) -> errors.MagnumError:
         return errors.Invalid(error.detail)
     LOG.error("request failed", exc_info=error)
     return errors.MagnumError("something is wrong in Magnum; its log has it under this request id")
-
-
-def _failed(request: Any, error: Exception) -> litestar.Response[bytes]:
-    served: routing.Served = request.scope[routing.KEY]
-    ours = translated(error)
-    served.error = ours
-    answer = failure(ours, served, 'Keystone uri="see the catalogue"' if ours.status == 401 else None)
-    return litestar.Response(
-        content=routing.encode(answer.body), media_type=answer.media_type, status_code=answer.status,
-        headers=answer.headers,
-    )  # fmt: skip

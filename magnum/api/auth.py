@@ -1,11 +1,12 @@
 """Who asks: one strategy, chosen by ``[api] auth_strategy``, turns a request's headers into a context.
 
 A strategy is a class registered in ``STRATEGIES``; ``api.app`` makes the one
-that the configuration names and asks it once a request. ``noauth`` is here;
-whatever knows Keystone's wire lives in ``clients`` and is wrapped likewise.
+that the configuration names and asks it once a request. What knows Keystone's
+wire is ``clients.keystone``.
 """
 
 import abc
+import asyncio
 import base64
 import collections.abc
 import ipaddress
@@ -16,6 +17,7 @@ from oslo_config import cfg
 
 from magnum import context as contexts
 from magnum import errors
+from magnum.clients import keystone
 
 Headers = collections.abc.Mapping[bytes, bytes]
 """A request's headers: lower-case names, raw values; no name twice."""
@@ -34,9 +36,12 @@ class Strategy(abc.ABC):
         """Let go of what start took."""
 
     @abc.abstractmethod
-    async def identify(self, headers: Headers, request_id: str, global_id: str) -> contexts.Context:
+    async def identify(
+        self, headers: Headers, request_id: str, global_id: str, method: str, path: str
+    ) -> contexts.Context:
         """Return the asker's context, with the deadline of ``[api] call_timeout``.
 
+        ``method`` and ``path`` are those of the request, since a token may be for some requests alone.
         Raises Unauthenticated, Unavailable (nobody can say now), Invalid (a header that cannot be read).
         """
 
@@ -93,7 +98,9 @@ class NoAuth(Strategy):
                 field="[api] host",
             )
 
-    async def identify(self, headers: Headers, request_id: str, global_id: str) -> contexts.Context:
+    async def identify(
+        self, headers: Headers, request_id: str, global_id: str, method: str, path: str
+    ) -> contexts.Context:
         roles: tuple[str, ...] = self.ROLES
         if b"x-roles" in headers:
             roles = tuple(sorted({r.strip() for r in text(headers, b"x-roles", "").split(",") if r.strip()}))
@@ -121,7 +128,49 @@ class NoAuth(Strategy):
         return project[:255] or self.PROJECT, user[:255] or self.USER
 
 
-STRATEGIES: dict[str, type[Strategy]] = {"noauth": NoAuth}
+class Keystone(Strategy):
+    """Believes X-Auth-Token as far as Keystone does; X-Service-Token says that another service passes it on."""
+
+    TOKEN_MAX = 16384
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        super().__init__(conf)
+        self._validator: keystone.Validator | None = None
+
+    async def start(self) -> None:
+        self._validator = await asyncio.to_thread(keystone.Validator, self.conf)
+
+    async def identify(
+        self, headers: Headers, request_id: str, global_id: str, method: str, path: str
+    ) -> contexts.Context:
+        assert self._validator is not None
+        token = text(headers, b"x-auth-token", "", self.TOKEN_MAX)
+        if not token:
+            raise errors.Unauthenticated("the request bears no token", field="X-Auth-Token")
+        service_token = text(headers, b"x-service-token", "", self.TOKEN_MAX)
+        found = await self._validator.validate(token, method, path, service_token or None)
+        return contexts.Context(
+            request_id=request_id,
+            global_id=global_id,
+            user_id=found.user_id,
+            user_name=found.user_name,
+            project_id=found.project_id,
+            project_name=found.project_name,
+            roles=found.roles,
+            system_scope=found.system_scope,
+            is_admin="admin" in found.roles,
+            deadline=time.monotonic() + self.conf.api.call_timeout,
+        )
+
+    def health(self) -> str:
+        return self._validator.problem if self._validator is not None else "not started"
+
+    @property
+    def challenge(self) -> str | None:
+        return self._validator.challenge if self._validator is not None else None
+
+
+STRATEGIES: dict[str, type[Strategy]] = {"keystone": Keystone, "noauth": NoAuth}
 """Name in the configuration → strategy."""
 
 

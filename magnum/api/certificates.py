@@ -49,3 +49,10 @@ async def get(call: routing.Call, ident: str, query: verbs.Which) -> routing.Ans
 async def rotate(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
     """Replace a bay's CA."""
     return await _refuse(call, ident)
+
+
+@ROUTES.patch("/v1/credentials/{ident}", rule="credential:rotate", answers={202: None})
+async def rotate_credential(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
+    """Replace the credentials by which a bay speaks with other services."""
+    item = await call.api.conductor.get(call.context, "bay", names.ident(ident, "bay"))
+    raise errors.NotSupported(f"bay {item.name} holds no credentials of its own: Magnum acts for it")

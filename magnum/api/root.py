@@ -47,7 +47,7 @@ async def v1(call: routing.Call) -> routing.Answer:
     """Say what there is below /v1."""
     nouns = (
         "baymodels", "bays", "pods", "services", "rcs", "containers", "certificates",
-        "mservices", "hosts", "events", "operations",
+        "clusters", "clustertemplates", "quotas", "stats", "mservices", "hosts", "events", "operations",
     )  # fmt: skip
     body: dict[str, Any] = {
         "id": "v1", "media_types": [{"base": "application/json", "type": "application/json"}],

@@ -54,6 +54,7 @@ class Served:
     headers: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
     version: tuple[int, int] = MINIMUM_VERSION
     error: errors.MagnumError | None = None
+    public: bool = False
 
 
 KEY = "magnum"
@@ -198,10 +199,13 @@ def route(api: "app.Api", operation: Operation) -> handlers.HTTPRouteHandler:
         served: Served = scope[KEY]
         served.route = label
         served.rule = rule or ""
+        served.public = operation.public
         if operation.public:
             context = contexts.Context(request_id=served.request_id)
         else:
-            context = await api.auth.identify(served.headers, served.request_id, served.global_id)
+            context = await api.auth.identify(
+                served.headers, served.request_id, served.global_id, scope["method"], scope["path"]
+            )
         served.context = context
         token = contexts.current.set(context)
         try:

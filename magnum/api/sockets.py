@@ -54,12 +54,16 @@ async def serve(
         if broken is not None:
             raise broken
         context, item, asked = await _admitted(api, served, scope)
+        # what is done by it changes the container, so it is told of like any change
+        api.audit.tell(served, scope, "POST", 101)
         async with tunnels.opened(api, context, item, **asked) as stream:
             offered = scope.get("subprotocols") or []
             protocol = PROTOCOL if PROTOCOL in offered else None
             await send({"type": "websocket.accept", "subprotocol": protocol})
             await _carry(api, stream, receive, send)
     except errors.MagnumError as error:
+        served.error = error
+        api.audit.tell(served, scope, "GET", error.status)
         await _refuse(served, error, send, api.auth.challenge)
     except Exception as error:
         LOG.exception("stream failed")
@@ -73,7 +77,7 @@ async def _admitted(api: "app.Api", served: routing.Served, scope: Any) -> tuple
         raise errors.NotFound("there is no WebSocket at this path")
     kind, ident, verb = _KINDS[match[1]], match[2], match[3]
     _check_origin(api, served)
-    context = await api.auth.identify(served.headers, served.request_id, served.global_id)
+    context = await api.auth.identify(served.headers, served.request_id, served.global_id, "GET", scope["path"])
     served.context = context
     contexts.current.set(context)
     served.rule = f"{kind}:{'execute' if verb == 'exec' or kind == 'pod' else 'attach'}"

@@ -100,11 +100,13 @@ async def done(
     return routing.Answer(status if intents.settled(found) else 202, body, headers)
 
 
-async def update(call: routing.Call, kind: str, ident: str, query: Any, steps: list[dict[str, Any]]) -> routing.Answer:
+async def update(
+    call: routing.Call, kind: str, ident: str, query: Any, steps: list[dict[str, Any]], shown: Any = show
+) -> routing.Answer:
     """Apply a JSON Patch and answer as ``create`` does."""
     context = call.for_all_projects(query.all_projects)
     item = await call.api.conductor.update(context, kind, names.ident(ident, kind), bay_of(query), steps)
-    return await done(call, context, item, query.wait, 200)
+    return await done(call, context, item, query.wait, 200, shown)
 
 
 async def act(call: routing.Call, kind: str, ident: str, query: Any, action: str) -> routing.Answer:

@@ -64,7 +64,7 @@ class _Request:
 
 
 class Validator:
-    """Validates tokens by ``[keystone_authtoken]``. One per api process."""
+    """Validates tokens by ``[keystone_authtoken]``. One per api process. Raises Invalid for what is configured wrongly."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         from keystonemiddleware import auth_token
@@ -77,7 +77,16 @@ class Validator:
             overrides["token_cache_time"] = "-1"  # noqa: S105 (seconds)
         if not conf.keystone_authtoken.service_type:
             overrides["service_type"] = "container-infra"
-        self.protocol = auth_token.AuthProtocol(None, overrides)
+        if not conf.keystone_authtoken.auth_type:
+            raise errors.Invalid(
+                "must say how Magnum itself asks Keystone (auth_type = password, auth_url, username and so on)",
+                field="[keystone_authtoken] auth_type",
+            )
+        try:
+            self.protocol = auth_token.AuthProtocol(None, overrides)
+        except Exception as error:
+            # keystoneauth's own, of many kinds: a wrong plug-in, an option that is missing
+            raise errors.Invalid(f"{type(error).__name__}: {error}", field="[keystone_authtoken]") from error
         self.protocol._token_cache.initialize({})
         self.recheck = conf.api.token_recheck
         self.domains = frozenset(conf.api.allowed_domains)

@@ -128,12 +128,15 @@ class Namespace:
         lines = await self.run("conntrack", "-L", "-p", protocol, "-o", "extended", allowed=(0, 1))
         return [flow for line in lines.splitlines() if (flow := _flow(protocol, line))]
 
-    async def forget(self, flow: Flow) -> None:
-        """Stop tracking ``flow``: its next packet is looked at as if it were the first."""
-        await self.run(
-            "conntrack", "-D", "-p", flow.protocol, "--orig-src", flow.client, "--orig-port-src", str(flow.client_port),
-            "--orig-dst", flow.address, "--orig-port-dst", str(flow.port), allowed=(0, 1),
-        )  # fmt: skip
+    async def forget(self, address: str, protocol: str, *, port: int = 0, answering: str = "") -> None:
+        """Stop tracking what clients sent to ``address``: the next packet is looked at as if it were the first.
+
+        ``port`` and ``answering``: only what went to that port, and what that address answers. One command however
+        many connections there are, since a busy service leaves thousands.
+        """
+        where = ["--orig-port-dst", str(port)] if port else []
+        who = ["--reply-src", answering] if answering else []
+        await self.run("conntrack", "-D", "-p", protocol, "--orig-dst", address, *where, *who, allowed=(0, 1))
 
     async def route(self, address: str, *, via: str) -> None:
         """Send what is for ``address`` to ``via``; replaces another route to it."""

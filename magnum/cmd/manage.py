@@ -1,6 +1,9 @@
-"""``magnum-manage``: the database's version, samples of configuration and policy."""
+"""``magnum-manage``: the database's version, samples of configuration and policy, what Keystone must know of Magnum."""
 
+import argparse
 import asyncio
+import os
+import secrets
 import sys
 
 import sqlalchemy.exc
@@ -12,7 +15,7 @@ from magnum.cmd import program
 
 def main() -> int:
     parser = program.parser("magnum-manage", "Looks after an installation of Magnum.")
-    groups = parser.add_subparsers(dest="group", required=True, metavar="{db,sample}")
+    groups = parser.add_subparsers(dest="group", required=True, metavar="{db,sample,keystone}")
     database = groups.add_parser("db", help="the database")
     database.add_argument(
         "verb", choices=["upgrade", "version", "check"],
@@ -20,9 +23,12 @@ def main() -> int:
     )  # fmt: skip
     sample = groups.add_parser("sample", help="a sample with every option or rule, its meaning and its default")
     sample.add_argument("what", choices=["config", "policy"])
+    _keystone_parser(groups)
     asked = parser.parse_args()
     if asked.group == "sample":
         return _sample(asked.what)
+    if asked.group == "keystone":
+        return _keystone(asked)
     conf = program.load("magnum-manage", asked.config_file)
     try:
         return asyncio.run(_database(conf, asked.verb))
@@ -32,6 +38,69 @@ def main() -> int:
     except errors.MagnumError as error:
         print(f"magnum-manage: {error}", file=sys.stderr)
     return 1
+
+
+def _keystone_parser(groups: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    keystone = groups.add_parser("keystone", help="the Identity service").add_subparsers(dest="verb", required=True)
+    one = keystone.add_parser(
+        "bootstrap", help="have Magnum's service, endpoints and user in Keystone; may be run again",
+        description="Asks as the admin that OS_AUTH_URL, OS_USERNAME, OS_PASSWORD and so on name. The user's password is "
+        "taken from MAGNUM_PASSWORD; without it a new user is given one, which is printed.",
+    )  # fmt: skip
+    one.add_argument(
+        "--public-url", required=True, help="URL of the api for clients, such as https://containers:9511/v1"
+    )
+    one.add_argument("--internal-url", help="the same within the cloud (the public one)")
+    one.add_argument("--admin-url", help="the same for admins (the internal one)")
+    one.add_argument("--region", default=os.environ.get("OS_REGION_NAME", "RegionOne"), help="region of the endpoints")
+    one.add_argument("--user", default="magnum", help="name of Magnum's own user")
+    one.add_argument("--project", default="service", help="its project")
+    one.add_argument("--domain", default="Default", help="the domain of both, by name")
+    one.add_argument("--role", default="service", help="the user's role in the project")
+
+
+def _keystone(asked: argparse.Namespace) -> int:
+    import msgspec
+    from keystoneauth1 import exceptions, loading, session
+
+    from magnum.clients import bootstrap
+
+    internal = asked.internal_url or asked.public_url
+    password = os.environ.get("MAGNUM_PASSWORD")
+    made_up = secrets.token_urlsafe(24)
+    options = argparse.ArgumentParser()
+    loading.cli.register_argparse_arguments(options, [], default="password")
+    loading.session.register_argparse_arguments(options)
+    given = options.parse_args([])
+    try:
+        auth = loading.cli.load_from_argparse_arguments(given)
+        verify: bool | str = given.os_cacert or not given.insecure
+        asker = session.Session(auth=auth, verify=verify)
+        wanted = bootstrap.Wanted(
+            urls={"public": asked.public_url, "internal": internal, "admin": asked.admin_url or internal},
+            region=asked.region, user=asked.user, password=password, project=asked.project, domain=asked.domain,
+            role=asked.role,
+        )  # fmt: skip
+        done = bootstrap.run(asker, wanted)
+        if done.made_user and password is None:
+            bootstrap.run(asker, msgspec.structs.replace(wanted, password=made_up))
+    except (errors.MagnumError, exceptions.ClientException) as error:
+        print(f"magnum-manage: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(done.lines))
+    shown = made_up if done.made_user and password is None else "(as it was set)"
+    print(f"""
+# for magnum.conf of every magnum-api:
+[keystone_authtoken]
+www_authenticate_uri = {os.environ.get("OS_AUTH_URL", "")}
+auth_type = password
+auth_url = {os.environ.get("OS_AUTH_URL", "")}
+username = {asked.user}
+password = {shown}
+user_domain_name = {asked.domain}
+project_name = {asked.project}
+project_domain_name = {asked.domain}""")
+    return 0
 
 
 def _sample(what: str) -> int:

@@ -294,7 +294,11 @@ class Server(conductor_rpc.Conductor):
                     table = tables.KINDS[other.name]
                     for record in await tx.records(other, table.c.bay_uuid == item.uuid):
                         busy[record.item.host] += 1
-            empty = [name for name in reversed(item.spec.members) if not busy[name]]
+            # what the owner named goes first, and first of all
+            named = [name for name in spec.leave_first if name in before]
+            if taken := [f"{name} ({busy[name]})" for name in named if busy[name]]:
+                raise errors.Conflict(f"there is something on {', '.join(taken)}", field="nodes_to_remove")
+            empty = named + [n for n in reversed(item.spec.members) if not busy[n] and n not in named]
             going = empty[: len(before) - wanted]
             if len(going) < len(before) - wanted:
                 full = ", ".join(f"{name} ({busy[name]})" for name in item.spec.members if busy[name])
@@ -303,9 +307,10 @@ class Server(conductor_rpc.Conductor):
                     f"on others there is something: {full}",
                     field="node_count",
                 )
-            spec = msgspec.structs.replace(spec, members=[name for name in item.spec.members if name not in going])
+            left = [name for name in item.spec.members if name not in going]
+            spec = msgspec.structs.replace(spec, members=left, leave_first=[])
         else:
-            spec = msgspec.structs.replace(spec, members=await scheduler.members(tx, spec))
+            spec = msgspec.structs.replace(spec, members=await scheduler.members(tx, spec), leave_first=[])
         after = set(spec.members)
         spread = [(kind, item.uuid)]
         for other in objects.KINDS.values():

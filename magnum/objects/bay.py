@@ -17,8 +17,10 @@ class BaySpec(base.Spec):
 
     ``baymodel_id`` is the model's uuid. ``engine``, ``network_driver`` and
     ``labels`` are copied from the model when the bay is made, so a model may
-    change without changing its bays. ``bay_create_timeout`` is in minutes
-    (0: the operator's default).
+    change without changing its bays; with ``replace_labels`` the model's are not.
+    ``bay_create_timeout`` is in minutes (0: the operator's default),
+    ``docker_volume_size`` in GB. ``leave_first``: members that leave before others
+    when there are to be fewer nodes.
     """
 
     baymodel_id: str
@@ -35,6 +37,13 @@ class BaySpec(base.Spec):
     fixed_subnet: str | None = None
     external_network_id: str | None = None
     dns_nameserver: str | None = None
+    docker_volume_size: int | None = None
+    flavor_id: str | None = None
+    master_flavor_id: str | None = None
+    floating_ip_enabled: bool = False
+    master_lb_enabled: bool = False
+    replace_labels: bool = False
+    leave_first: list[str] = []
     members: list[str] = []
 
 
@@ -65,6 +74,8 @@ def check(spec: BaySpec) -> BaySpec:
         raise errors.Invalid(f"must be between 1 and {MAX_NODES}, not {spec.node_count}", field="node_count")
     if not 1 <= spec.master_count <= MAX_NODES:
         raise errors.Invalid(f"must be between 1 and {MAX_NODES}, not {spec.master_count}", field="master_count")
+    if spec.docker_volume_size is not None and spec.docker_volume_size < 1:
+        raise errors.Invalid("must be at least 1 (GB)", field="docker_volume_size")
     if spec.bay_create_timeout < 0:
         raise errors.Invalid("must not be negative (minutes)", field="bay_create_timeout")
     return spec
@@ -78,19 +89,26 @@ def inherit(spec: BaySpec, model: bay_model.BayModel) -> BaySpec:
         baymodel_id=model.uuid,
         engine=bay_model.engine_of(given),
         coe=given.coe,
-        labels=given.labels | spec.labels,
+        labels=spec.labels if spec.replace_labels else given.labels | spec.labels,
         keypair=spec.keypair or given.keypair_id,
         network_driver=spec.network_driver or given.network_driver,
         fixed_network=spec.fixed_network or given.fixed_network,
         fixed_subnet=spec.fixed_subnet or given.fixed_subnet,
         external_network_id=spec.external_network_id or given.external_network_id,
         dns_nameserver=spec.dns_nameserver or given.dns_nameserver,
+        docker_volume_size=spec.docker_volume_size or given.docker_volume_size,
+        flavor_id=spec.flavor_id or given.flavor_id,
+        master_flavor_id=spec.master_flavor_id or given.master_flavor_id,
+        floating_ip_enabled=spec.floating_ip_enabled or given.floating_ip_enabled,
+        master_lb_enabled=spec.master_lb_enabled or given.master_lb_enabled,
     )
 
 
 def patch(old: Bay, spec: BaySpec) -> Any:
-    """Check a changed spec: ``node_count`` may change, nothing else."""
-    allowed = msgspec.structs.replace(old.spec, node_count=spec.node_count)
+    """Check a changed spec: ``node_count`` may change, with ``leave_first``, and nothing else."""
+    allowed = msgspec.structs.replace(old.spec, node_count=spec.node_count, leave_first=spec.leave_first)
+    if unknown := sorted(set(spec.leave_first) - set(old.spec.members)):
+        raise errors.Invalid(f"{', '.join(unknown)} is no host of the bay", field="leave_first")
     for name in BaySpec.__struct_fields__:
         if getattr(spec, name) != getattr(allowed, name):
             raise errors.Invalid("cannot be changed", field=name)

@@ -160,6 +160,7 @@ class _Link:
         self.calls: aiormq.Channel
         self.sends: aiormq.Channel
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
+        self._notices: aiormq.Channel | None = None
 
     async def prepare(self) -> None:
         self.calls = await _channel(self.connection, confirms=True)
@@ -216,6 +217,20 @@ class _Link:
             await self.sends.basic_publish(
                 body, exchange=exchange, routing_key=topic, wait=False, properties=properties
             )
+
+    async def notify(self, exchange: str, topic: str, body: bytes, durable: bool) -> None:
+        """Publish on a channel of its own, since a declaration that the broker refuses ends the channel. Raises _Lost."""
+        with _translated():
+            channel = self._notices
+            if channel is None or channel.is_closed:
+                channel = self._notices = await _channel(self.connection, confirms=True)
+                await channel.exchange_declare(exchange, exchange_type="topic", durable=durable)
+                await channel.queue_declare(topic, durable=durable)
+                await channel.queue_bind(topic, exchange, topic)
+            await channel.basic_publish(
+                body, exchange=exchange, routing_key=topic, wait=True,
+                properties=_Properties(content_type="application/json", content_encoding="utf-8", delivery_mode=2),
+            )  # fmt: skip
 
 
 class _Consumer:
@@ -527,6 +542,14 @@ class Amqp(base.Transport):
                 await self._link.send(exchange, topic, _fits(body), properties)
         except (_Lost, TimeoutError, errors.TooLarge) as error:
             LOG.warning("message dropped", topic=topic, reason=str(error) or "the broker takes none")
+
+    async def notify(self, exchange: str, topic: str, body: bytes, *, durable: bool = False) -> None:
+        link = await self._linked()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await link.notify(exchange, topic, body, durable)
+        except (_Lost, aiormq.exceptions.DeliveryError, TimeoutError) as error:
+            raise errors.Unavailable(f"notification: {error or 'the broker does not answer'}") from None
 
     async def serve(self, topic: str, handler: base.Handler, *, shared: bool) -> None:
         server = _Server(topic, handler, shared, self._prefetch)

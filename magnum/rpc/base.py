@@ -120,6 +120,13 @@ class Transport(abc.ABC):
     async def subscribe(self, topic: str, subscriber: Subscriber) -> None:
         """Give every later broadcast of ``topic`` to ``subscriber``."""
 
+    async def notify(self, exchange: str, topic: str, body: bytes, *, durable: bool = False) -> None:
+        """Give ``body`` (JSON) to whichever other service consumes the queue ``topic``, bound to a topic exchange.
+
+        Returns once the broker has it. Raises Unavailable (for the time being), NotSupported (there is no broker).
+        """
+        raise errors.NotSupported("notifications need a broker", field="transport_url")
+
     @abc.abstractmethod
     def health(self) -> str:
         """Return ``ok`` or why nothing can be sent now."""

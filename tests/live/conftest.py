@@ -13,13 +13,16 @@ def cloud(docker_hosts, tmp_path_factory):
             component.install()
             component.up(0)
     found = Deployment(f"programs-{base.TAG}", tmp_path_factory.mktemp("programs"), docker_hosts)
-    # each waits for the others: the order does not matter
-    found.start(*reversed(found.programs))
-    found.ready()
-    yield found
-    for made in found.request("GET", "/v1/bays?all_projects=1")[1]["bays"]:
-        found.request("DELETE", f"/v1/bays/{made['uuid']}?wait=60&all_projects=1")
-    assert set(found.stop().values()) == {0}
+    try:
+        # each waits for the others: the order does not matter
+        found.start(*reversed(found.programs))
+        found.ready()
+        yield found
+        for made in found.request("GET", "/v1/bays?all_projects=1")[1]["bays"]:
+            found.request("DELETE", f"/v1/bays/{made['uuid']}?wait=60&all_projects=1")
+    finally:
+        codes = found.stop()
+    assert set(codes.values()) == {0}
 
 
 @pytest.fixture(scope="session")

@@ -185,9 +185,12 @@ class Service(base.Driver):
         """Forget UDP flows to pods that are no endpoints now: without it they would go on while the client sends."""
         mine = frozenset(address.partition("/")[0] for address in await namespace.addresses())
         relay = site.place.relay if namespace is not site.anchor else None
-        for flow in await namespace.flows("udp"):
-            if flow.answering != relay and services.stale(flow, item, mine):
-                await namespace.forget(flow)
+        stale = {
+            (flow.address, flow.port, flow.answering) for flow in await namespace.flows("udp")
+            if flow.answering != relay and services.stale(flow, item, mine)
+        }  # fmt: skip
+        for address, port, answering in sorted(stale):
+            await namespace.forget(address, "udp", port=port, answering=answering)
 
     async def _stands(self, item: service_objects.Service) -> bool:
         if item.spec.headless or not item.spec.virtual_ip:
@@ -234,10 +237,9 @@ class Service(base.Driver):
         await self._forget(anchor, addresses)
 
     async def _forget(self, namespace: nftables.Namespace, addresses: list[str]) -> None:
-        for protocol in ("tcp", "udp") if addresses else ():
-            for flow in await namespace.flows(protocol):
-                if flow.address in addresses:
-                    await namespace.forget(flow)
+        for address in addresses:
+            for protocol in ("tcp", "udp"):
+                await namespace.forget(address, protocol)
 
 
 def _state(item: service_objects.Service) -> dict[str, Any]:
