@@ -284,14 +284,16 @@ def _standing(cloud):
             found[name, what] = sorted(run("docker", "-H", host.url, what, "ls", *flags).split())
         links = json.loads(run(*host.enter, "ip", "-j", "link"))
         found[name, "interfaces"] = sorted(link["ifname"] for link in links)
-        found[name, "routes"] = sorted(run(*host.enter, "ip", "-4", "route").splitlines())
+        # a bridge of the engine's own says linkdown or not as it likes
+        routes = run(*host.enter, "ip", "-4", "route").replace(" linkdown", "")
+        found[name, "routes"] = sorted(line.strip() for line in routes.splitlines())
         for program in (("nft", "list", "tables"), ("iptables", "-S", "DOCKER-USER")):
             lines = run(*host.enter, *program).splitlines()
             found[name, program] = sorted(line for line in lines if "magnum" in line)
         found[name, "mounts"] = sorted(
             line.split()[1] for line in run(*host.enter, "cat", "/proc/mounts").splitlines() if "/docker/" in line
         )
-        found[name, "files"] = sorted(str(p) for p in (cloud.folder / name).rglob("*") if p.name != "epoch")
+        found[name, "files"] = sorted(str(p) for p in (cloud.folder / name).rglob("*") if p.name not in ("epoch", "bays"))
     return found
 
 
