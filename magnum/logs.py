@@ -73,3 +73,8 @@ def setup(conf: cfg.ConfigOpts, program: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()
+
+
+def hush(logger: str, beginning: str) -> None:
+    """Drop what a library's ``logger`` says with these words at the ``beginning``: for what is wrong or moot here."""
+    logging.getLogger(logger).addFilter(lambda record: not str(record.msg).startswith(beginning))

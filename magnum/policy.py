@@ -5,7 +5,8 @@ when the policy file changes, which is noticed within a second, without a restar
 ``magnum-manage sample policy`` writes the sample from ``list_rules``.
 
 Roles are those of secure RBAC: a *reader* reads what is its project's, a
-*member* also changes it, an *admin* may do everything, in every project.
+*member* also changes it, an *admin* may do everything, in every project; another
+*service* of the cloud reads in every project.
 """
 
 import time
@@ -22,11 +23,11 @@ LOG = structlog.get_logger(__name__)
 
 _BASE = (
     ("admin", "role:admin", "May do everything, in every project."),
-    ("service", "role:service", "Another service of the cloud."),
+    ("service", "role:service", "Another service of the cloud: may read in every project."),
     ("project_member", "role:member and project_id:%(project_id)s", "May change what is its project's."),
     ("project_reader", "(role:reader or role:member) and project_id:%(project_id)s", "May read what is its project's."),
 )
-READER = "rule:admin or rule:project_reader"
+READER = "rule:admin or rule:service or rule:project_reader"
 MEMBER = "rule:admin or rule:project_member"
 ADMIN = "rule:admin"
 

@@ -30,14 +30,27 @@ def until(what, seconds=SECONDS):
     return found
 
 
+def keystone_authtoken(url=None):
+    """Return the options by which Magnum itself asks Keystone, at ``url`` if not at the test bed's own."""
+    facts = base.facts("keystone")
+    user = facts["users"]["magnum"]
+    return {
+        "www_authenticate_uri": url or facts["url"], "auth_url": url or facts["url"], "auth_type": "password",
+        "username": "magnum", "password": user["password"], "user_domain_name": user["domain"],
+        "project_name": user["project"], "project_domain_name": user["domain"],
+    }  # fmt: skip
+
+
 class Deployment:
     """An api, a conductor and a backend a host, over RabbitMQ and PostgreSQL, with names that nobody else has."""
 
     max_body = 2**20
     """Bytes, as configured by default."""
 
-    def __init__(self, name, folder, hosts):
+    def __init__(self, name, folder, hosts, more=None, headers=dict):
+        """``more``: group → option → value, over the usual ones; ``headers`` is called for those of every request."""
         self.name = name
+        self.headers = headers
         self.folder = folder
         self.hosts = {f"{name}-{host.name}": host for host in hosts}
         self.processes = {}
@@ -55,6 +68,9 @@ class Deployment:
                 "swarm_managers": ",".join(host.address for host in hosts), "swarm_token_file": folder / "swarm-tokens",
             },
         }  # fmt: skip
+        for group, options in (more or {}).items():
+            settings.setdefault(group, {}).update(options)
+        self.settings = settings
         self._write("magnum.conf", settings)
         for host_name, host in self.hosts.items():
             more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name}, "docker": {"url": host.url},
@@ -114,8 +130,9 @@ class Deployment:
         """Return (status, decoded body). Raises OSError if the api is away or dies."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            f"{self.url}{path}", data, {"Content-Type": "application/json", **(headers or {})}, method=method
-        )
+            f"{self.url}{path}", data,
+            {"Content-Type": "application/json", **(self.headers() if headers is None else headers)}, method=method,
+        )  # fmt: skip
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 raw, status = answer.read(), answer.status
@@ -127,6 +144,7 @@ class Deployment:
         """Return ``request`` for an api on another port."""
         other = Deployment.__new__(Deployment)
         other.url = f"http://127.0.0.1:{port}"
+        other.headers = self.headers
         return other.request
 
     def environ(self, project="default"):

@@ -9,6 +9,7 @@ Called by ``api.app`` and ``api.sockets``.
 """
 
 import asyncio
+import re
 import uuid
 from typing import Any
 
@@ -98,6 +99,22 @@ class Audit:
                 self._queue.task_done()
 
 
+_HEX = re.compile(r"(?:[0-9a-f]{32})+")
+
+
+def _identifier(name: str) -> str:
+    """Return what CADF takes for an identifier: ``name`` itself if it is a UUID (or several joined), else one made of it."""
+    if _HEX.fullmatch(name.replace("-", "")):
+        return name
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"magnum:{name}"))
+
+
+def _target(path: str) -> str:
+    """Return the identifier of what ``path`` is about: the last UUID in it, else one made of all of it."""
+    named = [word for word in path.split("/") if _HEX.fullmatch(word.replace("-", ""))]
+    return named[-1] if named else _identifier(path)
+
+
 def event(told: dict[str, Any]) -> dict[str, Any]:
     """Return the CADF event of what ``Audit.tell`` tells."""
     from pycadf import event as cadf
@@ -105,7 +122,7 @@ def event(told: dict[str, Any]) -> dict[str, Any]:
 
     noun = told["action"].partition(":")[0] if ":" in told["action"] else "request"
     initiator = resource.Resource(
-        id=told["user_id"] or "unknown", typeURI="service/security/account/user", name=told["user_name"] or "unknown",
+        id=_identifier(told["user_id"] or "unknown"), typeURI="service/security/account/user", name=told["user_name"] or "unknown",
         host=host.Host(address=told["address"] or None),
     )  # fmt: skip
     initiator.project_id = told["project_id"]
@@ -115,8 +132,8 @@ def event(told: dict[str, Any]) -> dict[str, Any]:
     made = cadf.Event(
         eventType="activity", action=f"{_ACTIONS.get(told['method'], 'unknown')}/{told['action'].replace(':', '/')}",
         outcome=told["outcome"], initiator=initiator,
-        target=resource.Resource(id=told["target"], typeURI=f"service/compute/{noun}", name=told["target"]),
-        observer=resource.Resource(id="magnum-api", typeURI="service/compute", name="magnum-api"),
+        target=resource.Resource(id=_target(told["target"]), typeURI=f"service/compute/{noun}", name=told["target"]),
+        observer=resource.Resource(id=_identifier("magnum-api"), typeURI="service/compute", name="magnum-api"),
         reason=reason.Reason(reasonType="HTTP", reasonCode=str(told["status"])),
     )  # fmt: skip
     made.requestPath = told["target"]

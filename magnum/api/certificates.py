@@ -3,7 +3,7 @@
 import msgspec
 
 from magnum import errors
-from magnum.api import bodies, names, routing, verbs
+from magnum.api import bodies, routing, verbs
 
 ROUTES = routing.Routes("certificates")
 
@@ -22,8 +22,8 @@ class Certificate(msgspec.Struct):
     csr: str | None = None
 
 
-async def _refuse(call: routing.Call, ident: str) -> routing.Answer:
-    item = await call.api.conductor.get(call.context, "bay", names.ident(ident, "bay"))
+async def _refuse(call: routing.Call, ident: str, query: bodies.Show | None = None) -> routing.Answer:
+    item = await verbs.find(call, "bay", ident, query)
     raise errors.NotSupported(
         f"bay {item.name} is made of Docker hosts, whose engines only their operator reaches; "
         "there is nothing that a certificate would open"
@@ -40,19 +40,19 @@ async def create(call: routing.Call, body: CertificateBody) -> routing.Answer:
 
 
 @ROUTES.get("/v1/certificates/{ident}", rule="certificate:get", answers={200: Certificate})
-async def get(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
+async def get(call: routing.Call, ident: str, query: bodies.Show) -> routing.Answer:
     """Read the CA certificate of a bay."""
-    return await _refuse(call, ident)
+    return await _refuse(call, ident, query)
 
 
 @ROUTES.patch("/v1/certificates/{ident}", rule="certificate:rotate", answers={202: None})
-async def rotate(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
+async def rotate(call: routing.Call, ident: str, query: bodies.Show) -> routing.Answer:
     """Replace a bay's CA."""
-    return await _refuse(call, ident)
+    return await _refuse(call, ident, query)
 
 
 @ROUTES.patch("/v1/credentials/{ident}", rule="credential:rotate", answers={202: None})
-async def rotate_credential(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
+async def rotate_credential(call: routing.Call, ident: str, query: bodies.Show) -> routing.Answer:
     """Replace the credentials by which a bay speaks with other services."""
-    item = await call.api.conductor.get(call.context, "bay", names.ident(ident, "bay"))
+    item = await verbs.find(call, "bay", ident, query)
     raise errors.NotSupported(f"bay {item.name} holds no credentials of its own: Magnum acts for it")

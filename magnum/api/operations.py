@@ -67,12 +67,14 @@ async def get(call: routing.Call, ident: str, query: bodies.Show) -> routing.Ans
 @ROUTES.post("/v1/operations/{ident}/cancel", rule="operation:cancel", answers={200: views.Placed, 202: views.Placed})
 async def cancel(call: routing.Call, ident: str, query: bodies.Wait) -> routing.Answer:
     """Give up a change in progress: what was being made is deleted, another change is no longer waited for."""
-    item = await call.api.conductor.settle(call.for_all_projects(query.all_projects), _ident(ident), "cancel")
-    return await verbs.done(call, call.context, item, query.wait, 200)
+    context = call.for_all_projects(query.all_projects)
+    item = await call.api.conductor.settle(context, _ident(ident), "cancel")
+    return await verbs.done(call, context, item, query.wait, 200)
 
 
 @ROUTES.post("/v1/operations/{ident}/retry", rule="operation:retry", answers={200: views.Placed, 202: views.Placed})
 async def retry(call: routing.Call, ident: str, query: bodies.Wait) -> routing.Answer:
     """Try a change again that failed, ran out of time or was cancelled."""
-    item = await call.api.conductor.settle(call.for_all_projects(query.all_projects), _ident(ident), "retry")
-    return await verbs.done(call, call.context, item, query.wait, 200)
+    context = call.for_all_projects(query.all_projects)
+    item = await call.api.conductor.settle(context, _ident(ident), "retry")
+    return await verbs.done(call, context, item, query.wait, 200)

@@ -27,6 +27,8 @@ LOG = structlog.get_logger(__name__)
 PROTOCOL = "v4.channel.k8s.io"
 _PATH = re.compile(r"/v1/(containers|pods)/([^/]+)/(attach|exec)/?\Z")
 _KINDS = {"containers": "container", "pods": "pod"}
+PATHS = tuple(f"/v1/{plural}/{{ident}}/{verb}" for plural in _KINDS for verb in ("attach", "exec"))
+"""Every path that has a WebSocket."""
 
 
 class AttachQuery(bodies.Show):

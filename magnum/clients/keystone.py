@@ -20,7 +20,7 @@ import msgspec
 import structlog
 from oslo_config import cfg
 
-from magnum import errors
+from magnum import errors, logs
 
 LOG = structlog.get_logger(__name__)
 
@@ -75,6 +75,7 @@ class Validator:
         if not conf.keystone_authtoken.memcached_servers:
             # the memory here is the only one: another that forgets later would hide a revocation
             overrides["token_cache_time"] = "-1"  # noqa: S105 (seconds)
+            logs.hush("keystonemiddleware.auth_token", "Using the in-process token cache")
         if not conf.keystone_authtoken.service_type:
             overrides["service_type"] = "container-infra"
         if not conf.keystone_authtoken.auth_type:

@@ -8,7 +8,7 @@ import socket
 import structlog
 import uvicorn
 
-from magnum import errors
+from magnum import errors, logs
 from magnum.api import app
 
 LOG = structlog.get_logger(__name__)
@@ -43,6 +43,8 @@ class Http:
     """Serves ``api`` on ``sock``, which stays its maker's."""
 
     def __init__(self, api: app.Api, sock: socket.socket) -> None:
+        # said of every handshake that is refused with an answer of HTTP, which ASGI allows
+        logs.hush("uvicorn.error", "ASGI callable returned without completing handshake")
         self._api = api
         self._socket = sock
         self._server = _Uvicorn(

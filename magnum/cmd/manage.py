@@ -109,7 +109,7 @@ def _sample(what: str) -> int:
 
         conf = cfg.ConfigOpts()
         generator.register_cli_opts(conf)
-        conf(["--namespace", "magnum"])
+        conf(["--namespace", "magnum", "--namespace", "oslo.policy", "--namespace", "keystonemiddleware.auth_token"])
         generator.generate(conf, sys.stdout)
         return 0
     from oslo_policy import generator as rules

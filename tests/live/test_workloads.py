@@ -293,7 +293,9 @@ def _standing(cloud):
         found[name, "mounts"] = sorted(
             line.split()[1] for line in run(*host.enter, "cat", "/proc/mounts").splitlines() if "/docker/" in line
         )
-        found[name, "files"] = sorted(str(p) for p in (cloud.folder / name).rglob("*") if p.name not in ("epoch", "bays"))
+        found[name, "files"] = sorted(
+            str(p) for p in (cloud.folder / name).rglob("*") if p.name not in ("epoch", "bays")
+        )
     return found
 
 
