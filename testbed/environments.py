@@ -13,6 +13,10 @@ from testbed import base
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLIENT = ["python-magnumclient==2.1.0", "setuptools<81"]
 """The client as it was released; it imports pkg_resources, which newer setuptools lack."""
+OPENSTACK = [
+    "python-magnumclient==5.0.0", "python-openstackclient==10.5.0", "openstacksdk==4.22.0", "oslo.messaging==18.3.1",
+]  # fmt: skip
+"""The newest clients as they were released, and what consumers of notifications are written with."""
 OLDEST = (3, 11)
 
 
@@ -58,3 +62,8 @@ def _install(folder: pathlib.Path, packages: list[str]) -> None:
 def client() -> pathlib.Path:
     """Have the unmodified old client in an environment of its own and return that one's Python."""
     return make(ROOT / ".venv-client", CLIENT)
+
+
+def openstack() -> pathlib.Path:
+    """Have the newest clients, unmodified, in an environment of their own and return that one's Python."""
+    return make(ROOT / ".venv-openstack", OPENSTACK)

@@ -9,8 +9,9 @@ Users are called ``<project>-<role>`` (``alpha-member``), for the projects alpha
 beta of the domain Default and gamma of the domain other; ``system-admin`` and
 ``system-reader`` have their roles on the system; ``magnum`` has the role service in
 the project service; ``admin`` made them all. Every user has a role in one project
-alone. ``credentials`` are application credentials of alpha-member: ``whole`` is not
-restricted, ``lister`` may only list and show containers.
+alone. ``credentials`` are application credentials: ``whole`` of alpha-member and
+``operator`` of alpha-admin are not restricted, ``lister`` of alpha-member may only
+list and show containers.
 
 Facts: ``url`` (with ``/v3``), ``port``, ``log``, ``domains`` (name → id), ``projects``
 (name → id), ``users`` (name → id, password, domain, project), ``credentials`` (name →
@@ -40,14 +41,18 @@ PROJECTS = {"alpha": "Default", "beta": "Default", "gamma": "other"}
 ROLES = ("admin", "manager", "member", "reader")
 TYPES = ("container-infra", "container")
 """Service types that clients look Magnum up by."""
-CREDENTIALS: dict[str, list[dict[str, str]] | None] = {
-    "whole": None,
-    "lister": [
-        {"service": "container-infra", "method": "GET", "path": path}
-        for path in ("/v1/containers", "/v1/containers/{container_id}")
-    ],
+CREDENTIALS: dict[str, tuple[str, list[dict[str, str]] | None]] = {
+    "whole": ("alpha-member", None),
+    "lister": (
+        "alpha-member",
+        [
+            {"service": "container-infra", "method": "GET", "path": path}
+            for path in ("/v1/containers", "/v1/containers/{container_id}")
+        ],
+    ),
+    "operator": ("alpha-admin", None),
 }
-"""Application credentials of alpha-member and their access rules."""
+"""Application credentials: whose they are, and their access rules."""
 
 _CONFIGURATION = """
 [database]
@@ -289,14 +294,13 @@ def _seed(found: dict[str, Any]) -> None:
     user("magnum", "Default", "service", path)
     base.write_facts(NAME, found)
     register("http://127.0.0.1:9511/v1")
-    owner = found["users"]["alpha-member"]["id"]
-    mine = token("alpha-member")
-    for name, rules in CREDENTIALS.items():
+    for name, (owner, rules) in CREDENTIALS.items():
         wanted: dict[str, Any] = {"name": name, "secret": secrets.token_hex(16)}
         if rules is not None:
             wanted["access_rules"] = rules
         body = {"application_credential": wanted}
-        made, _ = request("POST", f"/users/{owner}/application_credentials", body, token=mine)
+        path = f"/users/{found['users'][owner]['id']}/application_credentials"
+        made, _ = request("POST", path, body, token=token(owner))
         found["credentials"][name] = {"id": made["application_credential"]["id"], "secret": wanted["secret"]}
     base.write_facts(NAME, {**found, "whole": True})
 

@@ -28,10 +28,12 @@ class Host:
 
 @pytest.fixture(scope="session")
 def docker_hosts() -> list[Host]:
-    """Three hosts, each with an engine and the test images."""
+    """Three hosts, each with an engine and the test images, in no swarm."""
     docker.install()
     with base.lock(base.FOLDER / "lock"):
         docker.up(3)
+    for found in base.facts("docker")["hosts"]:
+        base.run("docker", "-H", f"unix://{found['socket']}", "swarm", "leave", "-f", check=False)
     return [
         Host(name=found["name"], address=found["address"], socket=found["socket"])
         for found in base.facts("docker")["hosts"]

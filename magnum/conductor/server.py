@@ -168,6 +168,7 @@ class Server(conductor_rpc.Conductor):
             model = (await tx.find(objects.KINDS["baymodel"], new.spec.baymodel_id, lock="share")).item
             new.spec = bay.inherit(new.spec, model)
             new.spec.members = await scheduler.members(tx, new.spec)
+            new.spec.overlay = len(new.spec.members) > 1
             return
         if not kind.in_bay:
             return
@@ -177,6 +178,11 @@ class Server(conductor_rpc.Conductor):
         if where.deleting or where.status not in USABLE:
             raise errors.Conflict(
                 f"bay {where.name} is {where.status}; it takes {kind.plural} once it is CREATE_COMPLETE",
+                status=where.status,
+            )
+        if where.spec.engine == "docker" and bay.spans(where.spec) and not services.stands(self.conf, where):
+            raise errors.Conflict(
+                f"bay {where.name} is {where.status}: its network is being made anew over several hosts",
                 status=where.status,
             )
         new.bay_uuid = where.uuid
@@ -310,7 +316,12 @@ class Server(conductor_rpc.Conductor):
             left = [name for name in item.spec.members if name not in going]
             spec = msgspec.structs.replace(spec, members=left, leave_first=[])
         else:
-            spec = msgspec.structs.replace(spec, members=await scheduler.members(tx, spec), leave_first=[])
+            members = await scheduler.members(tx, spec)
+            if len(members) > 1 and not bay.spans(item.spec):
+                await self._must_be_empty(tx, item)
+            spec = msgspec.structs.replace(
+                spec, members=members, leave_first=[], overlay=spec.overlay or len(members) > 1
+            )
         after = set(spec.members)
         spread = [(kind, item.uuid)]
         for other in objects.KINDS.values():
@@ -328,6 +339,20 @@ class Server(conductor_rpc.Conductor):
             for name in before | after:
                 tx.kicks.setdefault(name, set()).add(uuid)
         return spec
+
+    async def _must_be_empty(self, tx: store.Transaction, item: bay.Bay) -> None:
+        """Raise Conflict if anything of ``item`` would lose the network that its only host made for it."""
+        there = {}
+        for kind in objects.KINDS.values():
+            if kind.in_bay and (count := await tx.count(kind, tables.KINDS[kind.name].c.bay_uuid == item.uuid)):
+                there[kind.plural] = count
+        if there:
+            raise errors.Conflict(
+                f"bay {item.name} is on one host, and what is in it is on that host's own bridge: "
+                + ", ".join(f"{count} {plural}" for plural, count in there.items())
+                + "; only an empty bay can grow from one host to several",
+                field="node_count",
+            )
 
     async def act(
         self, context: contexts.Context, kind: str, ident: str, bay: str | None, action: str

@@ -30,16 +30,25 @@ def _upper(network: str) -> ipaddress.IPv4Network:
 
 
 def pool(conf: cfg.ConfigOpts, where: bays.Bay) -> ipaddress.IPv4Network:
-    """Return where a bay's virtual addresses are cut from: on several hosts its own network's upper half.
+    """Return where a bay's virtual addresses are cut from: its own network's upper half if that spans hosts.
 
-    See ``networks.overlay`` for that half. On one host it is the upper half of
+    See ``networks.overlay`` for that half. Otherwise it is the upper half of
     ``service_cidr``, whose lower one is the overlays'. Raises Conflict: the network does not stand yet.
     """
-    if len(where.spec.members) < 2:
+    if not bays.spans(where.spec):
         return _upper(conf.docker.service_cidr)
-    if not where.state.subnet:
+    if not stands(conf, where):
         raise errors.Conflict(f"the network of bay {where.name} does not stand yet", status=where.status)
-    return _upper(where.state.subnet)
+    return _upper(where.state.subnet or "")
+
+
+def stands(conf: cfg.ConfigOpts, where: bays.Bay) -> bool:
+    """Return whether the network of a bay is there, and no more the bridge of its first host if it spans hosts."""
+    subnet = where.state.subnet
+    if subnet is None or not bays.spans(where.spec):
+        return subnet is not None
+    lower = next(ipaddress.IPv4Network(conf.docker.service_cidr).subnets(prefixlen_diff=1))
+    return ipaddress.IPv4Network(subnet).subnet_of(lower)
 
 
 async def claim(

@@ -42,9 +42,9 @@ async def ensure(client: docker.Client, conf: cfg.ConfigOpts, bay: bays.Bay, lab
     Raises EngineError (no addresses left, no swarm, Docker's refusal), Unavailable.
     """
     name = network_name(bay.uuid)
-    if len(bay.spec.members) > 1:
-        async with _choosing:
-            await swarm.ensure(client, conf, host_address(conf))
+    if bays.spans(bay.spec):
+        await swarm.ensure(client, conf, host_address(conf))
+        await _leave_bridge(client, name, labels)
         made = await overlay.ensure(
             client, bay.uuid, name=name, labels=labels, pool=overlay.halves(conf.docker.service_cidr)[0],
             image=conf.docker.pause_image, command=conf.docker.pause_command,
@@ -52,6 +52,13 @@ async def ensure(client: docker.Client, conf: cfg.ConfigOpts, bay: bays.Bay, lab
         return NetworkFacts(id=made.network, name=name, subnet=made.subnet)
     async with _choosing:
         return await _bridge(client, conf, name, labels)
+
+
+async def _leave_bridge(client: docker.Client, name: str, labels: dict[str, str]) -> None:
+    """Remove what the network was while the bay was on this host alone; the conductor sees to it that nothing is on it."""
+    for network in await client.networks([f"{key}={value}" for key, value in labels.items()]):
+        if network.name == name and network.driver == "bridge":
+            await client.remove_network(network.id)
 
 
 async def _bridge(client: docker.Client, conf: cfg.ConfigOpts, name: str, labels: dict[str, str]) -> NetworkFacts:

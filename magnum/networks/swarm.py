@@ -1,14 +1,14 @@
-"""The swarm that bays on several hosts need: formed when the first such bay comes, joined again by a host that is out of it.
+"""The swarm that bays on several hosts need: formed by its managers as they start, joined by others as a bay needs it.
 
 The operator names the managers (``[docker] swarm_managers``) and a file for the
 join tokens (``swarm_token_file``), which hosts share or configuration management
 brings. The first manager forms the swarm and writes the file where there is none;
-every other host joins by it. No secret goes over AMQP. Without ``swarm_managers``
+every other host joins by it, and one that fell out joins again with the next bay. No secret goes over AMQP. Without ``swarm_managers``
 the swarm is the operator's own business.
 
 Tokens file: lines ``worker TOKEN`` and ``manager TOKEN``.
 
-Who calls: ``networks.docker`` before it makes an overlay network.
+Who calls: ``networks.docker`` before it makes an overlay network, ``engines.docker`` as it starts.
 """
 
 import asyncio
@@ -17,16 +17,39 @@ import pathlib
 import time
 from typing import Any
 
+import structlog
 from oslo_config import cfg
 
 from magnum import errors
 from magnum.clients import docker
+
+LOG = structlog.get_logger(__name__)
 
 PORT = 2377
 """Docker's default for the swarm's managers."""
 TOKEN_SECONDS = 20.0
 """How long a host waits for the file of tokens."""
 LOOK_SECONDS = 0.2
+AGAIN_SECONDS = 10.0
+"""Until a manager that could not begin tries again."""
+
+_joining = asyncio.Lock()
+
+
+async def manage(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> None:
+    """Have the engine in the swarm if this host is one of its managers, trying until it is: others need them first."""
+    if address not in [_host(manager) for manager in conf.docker.swarm_managers]:
+        return
+    said = ""
+    while True:
+        try:
+            await ensure(client, conf, address)
+            return
+        except errors.MagnumError as error:
+            if error.detail != said:
+                LOG.warning("the swarm's manager cannot begin yet", reason=error.detail)
+                said = error.detail
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> None:
@@ -34,11 +57,20 @@ async def ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> N
 
     Raises EngineError: it is in none and may or can not join, with the reason. Unavailable.
     """
+    async with _joining:
+        await _ensure(client, conf, address)
+
+
+async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> None:
     found = (await client.info()).swarm or {}
     state = found.get("LocalNodeState")
-    if state == "active":
-        return
     managers: list[str] = conf.docker.swarm_managers
+    if state == "active":
+        path = pathlib.Path(conf.docker.swarm_token_file or "")
+        first = bool(managers) and _host(managers[0]) == address and found.get("ControlAvailable")
+        if first and conf.docker.swarm_token_file and not await asyncio.to_thread(path.exists):
+            await _tell(client, path)
+        return
     if not managers:
         raise errors.EngineError(
             "a bay on several hosts needs Docker's Swarm mode, which this engine is not in: set [docker] swarm_managers"
@@ -51,7 +83,7 @@ async def ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> N
         raise errors.EngineError("[docker] swarm_managers needs swarm_token_file")
     path = pathlib.Path(conf.docker.swarm_token_file)
     others = [m for m in managers if _host(m) != address]
-    if managers[0] not in others and (not others or not await asyncio.to_thread(path.exists)):
+    if _host(managers[0]) == address and (not others or not await asyncio.to_thread(path.exists)):
         await _form(client, address, path)
         return
     tokens = await _tokens(path)
@@ -83,6 +115,10 @@ async def _form(client: docker.Client, address: str, path: pathlib.Path) -> None
     except errors.EngineError as error:
         if ((await client.info()).swarm or {}).get("LocalNodeState") != "active":
             raise errors.EngineError(f"forming a swarm: {error.detail}") from error
+    await _tell(client, path)
+
+
+async def _tell(client: docker.Client, path: pathlib.Path) -> None:
     tokens = (await client.request("GET", "/swarm", into=dict[str, Any]))["JoinTokens"]
     await asyncio.to_thread(_write, path, f"worker {tokens['Worker']}\nmanager {tokens['Manager']}\n")
 

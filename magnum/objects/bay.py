@@ -13,7 +13,9 @@ from magnum.objects import base, bay_model
 
 
 class BaySpec(base.Spec):
-    """What a tenant asks for, and ``members``: the hosts that the conductor chose.
+    """What a tenant asks for, and what the conductor chose: ``members``, the hosts, and ``overlay``.
+
+    ``overlay``: the network was made to span hosts, which it stays when all but one have left.
 
     ``baymodel_id`` is the model's uuid. ``engine``, ``network_driver`` and
     ``labels`` are copied from the model when the bay is made, so a model may
@@ -45,6 +47,7 @@ class BaySpec(base.Spec):
     replace_labels: bool = False
     leave_first: list[str] = []
     members: list[str] = []
+    overlay: bool = False
 
 
 class BayState(base.State):
@@ -66,6 +69,11 @@ class Bay(base.Object, tag="bay"):
 
 
 MAX_NODES = 1000
+
+
+def spans(spec: BaySpec) -> bool:
+    """Return whether the bay's network is one that spans hosts."""
+    return spec.overlay or len(spec.members) > 1
 
 
 def check(spec: BaySpec) -> BaySpec:
@@ -159,6 +167,6 @@ KIND = base.Kind(
     pending=frozenset({"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}),
     asked={"create": "CREATE_IN_PROGRESS", "update": "UPDATE_IN_PROGRESS", "delete": "DELETE_IN_PROGRESS",
            "retry": "UPDATE_IN_PROGRESS"},
-    patch=patch, combine=combine, owner="baymodel_id", chosen=("members",), demand=demand, timeout=timeout,
+    patch=patch, combine=combine, owner="baymodel_id", chosen=("members", "overlay"), demand=demand, timeout=timeout,
     failures={f"{verb}_IN_PROGRESS": f"{verb}_FAILED" for verb in ("CREATE", "UPDATE", "DELETE")},
 )  # fmt: skip

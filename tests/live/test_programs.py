@@ -56,6 +56,32 @@ def test_the_client_sees_bays_on_three_hosts(cloud, docker_hosts):
     assert all(cloud.engine_objects(c["uuid"]) == 0 for c in shown)
 
 
+def test_a_bay_grows_from_one_host_to_several_while_it_is_empty(cloud, bay, docker_hosts):
+    status, made = cloud.request("POST", "/v1/bays?wait=60", {"name": "grows", "baymodel_id": "m"})
+    assert (status, made["status"]) == (201, "CREATE_COMPLETE"), made
+    body = {"name": "first", "bay_uuid": "grows", "image": docker_hosts[0].image, "command": ["sleep", "600"]}
+    assert cloud.request("POST", "/v1/containers?wait=60", {**body, "stop_timeout": 0})[0] == 201
+    grow = [{"op": "replace", "path": "/node_count", "value": 2}]
+    status, refusal = cloud.request("PATCH", "/v1/bays/grows", grow)
+    assert (status, refusal["errors"][0]["field"]) == (409, "node_count"), refusal
+    assert "1 containers" in refusal["errors"][0]["detail"]
+    assert cloud.request("DELETE", "/v1/containers/first?bay_ident=grows&wait=60")[0] == 204
+    status, grown = cloud.request("PATCH", "/v1/bays/grows?wait=60", grow)
+    assert (status, grown["status"], len(grown["hosts"])) == (200, "UPDATE_COMPLETE", 2), grown["status_reason"]
+    # what is made now reaches what is on the other host, by name
+    names = [f"on-{host}" for host in grown["hosts"]]
+    for name in names:
+        serve = ["sh", "-c", "echo here > /tmp/a; exec httpd -f -p 8080 -h /tmp"]
+        there = {**body, "name": name, "command": serve, "start": True, "stop_timeout": 0}
+        status, made = cloud.request("POST", "/v1/containers?wait=60", there)
+        assert (status, made["status"]) == (201, "Running"), made
+    shown = cloud.request("GET", "/v1/containers?bay_ident=grows")[1]["containers"]
+    assert len({item["host"] for item in shown}) == 2
+    path = f"/v1/containers/{names[0]}/execute?bay_ident=grows&command=wget%20-qO-%20http://{names[1]}:8080/a"
+    until(lambda: "here" in str(cloud.request("PUT", path)[1]))
+    assert cloud.request("DELETE", "/v1/bays/grows?wait=60")[0] == 204
+
+
 BACKEND = ("container-before-engine", "container-after-engine", "backend-before-report", "backend-after-report")
 CONDUCTOR = (
     "conductor-before-intent", "conductor-after-intent", "conductor-before-report", "conductor-after-report"

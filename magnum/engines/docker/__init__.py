@@ -15,7 +15,8 @@ from magnum import errors
 from magnum.clients import docker as client_docker
 from magnum.engines import base
 from magnum.engines.docker import bay, container, pod, service
-from magnum.networks import names
+from magnum.networks import docker as networks
+from magnum.networks import names, swarm
 
 LOG = structlog.get_logger(__name__)
 
@@ -46,6 +47,7 @@ class Docker(base.Engine):
         hosts = names.Names(conf.state_dir)
         self._services = service.Service(self.client, conf, hosts)
         self._notices: asyncio.Queue[base.Notice | Exception] = asyncio.Queue()
+        self._managing: asyncio.Task[None] | None = None
         self._facts: dict[str, Any] | None = None
         self._pods = pod.Pod(self.client, conf, hosts, self._notices.put_nowait)
         self.drivers: dict[str, base.Driver] = {
@@ -61,8 +63,15 @@ class Docker(base.Engine):
             LOG.info("Docker answers", url=self.client.url, version=found.version)
         except errors.MagnumError as error:
             LOG.warning("Docker does not answer yet", url=self.client.url, reason=error.detail)
+        if self._conf.docker.swarm_managers:
+            self._managing = asyncio.create_task(
+                swarm.manage(self.client, self._conf, networks.host_address(self._conf))
+            )
 
     async def close(self) -> None:
+        if self._managing is not None:
+            self._managing.cancel()
+            await asyncio.gather(self._managing, return_exceptions=True)
         await self._pods.close()
         await self.client.close()
 

@@ -29,7 +29,7 @@ class Bay(base.Driver):
     async def apply(self, item: bays.Bay, progress: base.Progress) -> base.Outcome:
         verb = item.status.partition("_")[0] or "CREATE"
         try:
-            if len(item.spec.members) > 1 and not await self._client.has_image(self._conf.docker.pause_image):
+            if bays.spans(item.spec) and not await self._client.has_image(self._conf.docker.pause_image):
                 await images.pull(self._client, self._conf, self._conf.docker.pause_image, item.status, progress)
             marks = base.labels(self._conf.deployment, item, "bay")
             made = await networks.ensure(self._client, self._conf, item, marks)
