@@ -127,7 +127,7 @@ def main() -> int:
             component.install()
             component.up(1)
     fact = base.facts("docker")["hosts"][0]
-    host = Host(name=fact["name"], address=fact["address"], socket=fact["socket"], enter=fact["enter"])
+    host = Host(name=fact["name"], address=fact["address"], socket=fact["socket"])
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         alone = Standalone(pathlib.Path(folder), host)

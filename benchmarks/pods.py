@@ -130,7 +130,7 @@ def main() -> int:
         docker.install()
         docker.up(1)
     fact = base.facts("docker")["hosts"][0]
-    host = Host(name=fact["name"], address=fact["address"], socket=fact["socket"], enter=fact["enter"])
+    host = Host(name=fact["name"], address=fact["address"], socket=fact["socket"])
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         magnum = Standalone(pathlib.Path(folder), host)

@@ -119,38 +119,73 @@ def _answers(port: int) -> bool:
     return False
 
 
-def start(port: int, name: str = NAME) -> None:
-    """Serve the data at ``port`` as the daemon ``name``. Raises Failed."""
+def start(port: int, name: str = NAME, settings: dict[str, str] | None = None) -> None:
+    """Serve the data at ``port`` as the daemon ``name``. Raises Failed.
+
+    ``settings``: variables that are options, as oslo.config reads them (``OS_TOKEN__EXPIRATION``).
+    """
     folder = _folder()
-    log = folder / "log"
+    log = folder / ("log" if name == NAME else f"{name}.log")
     if base.pid(name) is None:
         # a connection that is kept open would be reset by the server some time
         argv = [
             str(ENVIRONMENT / "bin" / "pyuwsgi"), "--master", "--die-on-term", "--need-app", "--lazy-apps",
             "--http-socket", f"127.0.0.1:{port}", "--module", "keystone.wsgi.api:application",
-            "--add-header", "Connection: close", "--buffer-size", "65535", "--disable-logging",
+            "--add-header", "Connection: close", "--buffer-size", "65535",
+            *(["--disable-logging"] if name == NAME else []),
         ]  # fmt: skip
         files = {"OS_KEYSTONE_CONFIG_FILES": f"{folder}/keystone.conf", "OS_KEYSTONE_CONFIG_DIR": str(folder)}
-        base.start(name, argv, log, files, folder)
+        base.start(name, argv, log, files | (settings or {}), folder)
     base.wait(lambda: _answers(port), name, log=log, daemon=name)
 
 
+class Front:
+    """Another Keystone on the same data, which a test may end and start again.
+
+    Who asks it and wants to go on asking it says ``region``: the catalogue has it there.
+    """
+
+    def __init__(self, name: str, settings: dict[str, str] | None) -> None:
+        (self.port,) = base.free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}/v3"
+        self.region = self.daemon = f"{NAME}-{name}"
+        self._settings = settings
+
+    def start(self) -> None:
+        start(self.port, self.daemon, self._settings)
+
+    def stop(self) -> None:
+        base.stop(self.daemon)
+
+    def asked(self, line: str) -> int:
+        """Return how many requests it was sent that begin with ``line``: ``GET /v3/auth/tokens``."""
+        return (_folder() / f"{self.daemon}.log").read_text(errors="replace").count(f"] {line}")
+
+
 @contextlib.contextmanager
-def front(name: str) -> collections.abc.Iterator[tuple[str, str]]:
-    """Give the (URL, daemon's name) of another Keystone on the same data, to be ended by ``base.stop`` and begun by ``start``."""
-    (port,) = base.free_ports(1)
-    daemon = f"{NAME}-{name}"
+def front(name: str, settings: dict[str, str] | None = None) -> collections.abc.Iterator[Front]:
+    """Give another Keystone, up; ``settings`` as of ``start``."""
+    made = Front(name, settings)
     try:
-        start(port, daemon)
-        yield f"http://127.0.0.1:{port}/v3", daemon
+        made.start()
+        _region(made.region)
+        _register("identity", "keystone", made.url, made.region)
+        yield made
     finally:
-        base.stop(daemon)
+        made.stop()
 
 
-def request(method: str, path: str, body: Any = None, *, token: str | None = None) -> tuple[Any, dict[str, str]]:
-    """Return (decoded body, headers) of a request to the Identity API, by default as the admin. Raises Failed."""
+def request(
+    method: str, path: str, body: Any = None, *, token: str | None = None, subject: str | None = None
+) -> tuple[Any, dict[str, str]]:
+    """Return (decoded body, headers) of a request to the Identity API, by default as the admin. Raises Failed.
+
+    ``subject``: a token that the request is about.
+    """
     found = base.facts(NAME)
     headers = {"Content-Type": "application/json", "X-Auth-Token": token or _admin(found)}
+    if subject is not None:
+        headers["X-Subject-Token"] = subject
     return _send(found["url"], method, path, body, headers)
 
 
@@ -164,6 +199,9 @@ def _send(url: str, method: str, path: str, body: Any, headers: dict[str, str]) 
     except urllib.error.HTTPError as error:
         raise base.Failed(f"{method} {path}: {error.code} {error.read().decode(errors='replace')[:500]}") from None
 
+
+ISSUED: list[str] = []
+"""The tokens given to this process."""
 
 _admins: dict[str, tuple[float, str]] = {}
 
@@ -193,12 +231,57 @@ def _issue(found: dict[str, Any], identity: dict[str, Any], scope: Any) -> str:
     if scope is not None:
         body["auth"]["scope"] = scope
     _, headers = _send(found["url"], "POST", "/auth/tokens", body, {"Content-Type": "application/json"})
-    return headers["x-subject-token"]
+    ISSUED.append(headers["x-subject-token"])
+    return ISSUED[-1]
 
 
-def token(user: str, scope: str = "project") -> str:
-    """Return a token of ``user``: for its ``project``, for the ``system``, or ``unscoped``. Raises Failed."""
+def secret_words() -> set[str]:
+    """Return what no log may have: the passwords of all, the credentials' secrets, and the tokens given to this process."""
     found = base.facts(NAME)
+    return {
+        *(user["password"] for user in found["users"].values()),
+        *(credential["secret"] for credential in found["credentials"].values()),
+        *ISSUED,
+    }  # fmt: skip
+
+
+def join(user: str, project: str, role: str) -> None:
+    """Have a ``user`` with ``role`` in ``project``, made if there is none. Raises Failed."""
+    found = base.facts(NAME)
+    if user not in found["users"]:
+        _user(found, user, PROJECTS[project], project)
+        base.write_facts(NAME, found)
+    request("PUT", _assignment(found, user, project, role))
+
+
+def leave(user: str, project: str, role: str) -> None:
+    """Take the ``role`` in ``project`` from ``user``. Raises Failed."""
+    request("DELETE", _assignment(base.facts(NAME), user, project, role))
+
+
+def _assignment(found: dict[str, Any], user: str, project: str, role: str) -> str:
+    ident = _ensure("roles", {"name": role}, "name")["id"]
+    return f"/projects/{found['projects'][project]}/users/{found['users'][user]['id']}/roles/{ident}"
+
+
+def _user(found: dict[str, Any], name: str, domain: str, project: str, *paths: str) -> None:
+    password = secrets.token_hex(12)
+    wanted = {"name": name, "domain_id": found["domains"][domain], "password": password}
+    if project:
+        wanted["default_project_id"] = found["projects"][project]
+    made = _ensure("users", wanted, "name", "domain_id")
+    for path in paths:
+        request("PUT", path.format(made["id"]))
+    found["users"][name] = {"id": made["id"], "password": password, "domain": domain, "project": project}
+
+
+def token(user: str, scope: str = "project", url: str | None = None) -> str:
+    """Return a token of ``user``: for its ``project``, for the ``system``, or ``unscoped``. Raises Failed.
+
+    ``url``: of a front that is to give it.
+    """
+    found = base.facts(NAME)
+    found["url"] = url or found["url"]
     known = found["users"][user]
     scopes: dict[str, Any] = {
         "project": _project(known["project"], known["domain"]), "system": {"system": {"all": True}}, "unscoped": "unscoped",
@@ -215,9 +298,7 @@ def credential_token(name: str) -> str:
 
 def revoke(revoked: str) -> None:
     """Take a token back. Raises Failed."""
-    found = base.facts(NAME)
-    headers = {"X-Auth-Token": _admin(found), "X-Subject-Token": revoked}
-    _send(found["url"], "DELETE", "/auth/tokens", None, headers)
+    request("DELETE", "/auth/tokens", subject=revoked)
 
 
 def environ(user: str, url: str | None = None, region: str = "RegionOne") -> dict[str, str]:
@@ -245,15 +326,23 @@ def credential_environ(name: str, region: str = "RegionOne") -> dict[str, str]:
 
 def register(url: str, region: str = "RegionOne") -> None:
     """Say in the catalogue that Magnum is at ``url``; a deployment of a test's own takes a region of its own."""
-    with contextlib.suppress(base.Failed):
-        request("POST", "/regions", {"region": {"id": region}})
+    _region(region)
     for kind in TYPES:
-        service = _ensure("services", {"type": kind, "name": "magnum"}, "type")
-        for interface in ("public", "internal", "admin"):
-            wanted = {"service_id": service["id"], "interface": interface, "region_id": region, "url": url}
-            made = _ensure("endpoints", wanted, "service_id", "interface", "region_id")
-            if made["url"] != url:
-                request("PATCH", f"/endpoints/{made['id']}", {"endpoint": {"url": url}})
+        _register(kind, "magnum", url, region)
+
+
+def _region(name: str) -> None:
+    with contextlib.suppress(base.Failed):
+        request("POST", "/regions", {"region": {"id": name}})
+
+
+def _register(kind: str, name: str, url: str, region: str) -> None:
+    service = _ensure("services", {"type": kind, "name": name}, "type")
+    for interface in ("public", "internal", "admin"):
+        wanted = {"service_id": service["id"], "interface": interface, "region_id": region, "url": url}
+        made = _ensure("endpoints", wanted, "service_id", "interface", "region_id")
+        if made["url"] != url:
+            request("PATCH", f"/endpoints/{made['id']}", {"endpoint": {"url": url}})
 
 
 def _ensure(plural: str, wanted: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -274,24 +363,14 @@ def _seed(found: dict[str, Any]) -> None:
         wanted = {"name": name, "domain_id": found["domains"][domain]}
         found["projects"][name] = _ensure("projects", wanted, "name", "domain_id")["id"]
 
-    def user(name: str, domain: str, project: str, *paths: str) -> None:
-        password = secrets.token_hex(12)
-        wanted = {"name": name, "domain_id": found["domains"][domain], "password": password}
-        if project:
-            wanted["default_project_id"] = found["projects"][project]
-        made = _ensure("users", wanted, "name", "domain_id")
-        for path in paths:
-            request("PUT", path.format(made["id"]))
-        found["users"][name] = {"id": made["id"], "password": password, "domain": domain, "project": project}
-
     for project, domain in PROJECTS.items():
         for role in ROLES:
             path = f"/projects/{found['projects'][project]}/users/{{}}/roles/{roles[role]}"
-            user(f"{project}-{role}", domain, project, path)
+            _user(found, f"{project}-{role}", domain, project, path)
     for role in ("admin", "reader"):
-        user(f"system-{role}", "Default", "", f"/system/users/{{}}/roles/{roles[role]}")
+        _user(found, f"system-{role}", "Default", "", f"/system/users/{{}}/roles/{roles[role]}")
     path = f"/projects/{found['projects']['service']}/users/{{}}/roles/{roles['service']}"
-    user("magnum", "Default", "service", path)
+    _user(found, "magnum", "Default", "service", path)
     base.write_facts(NAME, found)
     register("http://127.0.0.1:9511/v1")
     for name, (owner, rules) in CREDENTIALS.items():

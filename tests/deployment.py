@@ -14,6 +14,8 @@ import urllib.request
 from testbed import base, images, postgresql, rabbitmq
 
 SECONDS = 90.0
+TENANTS_SECRET = "what-a-tenant-tells-its-container"
+"""A value of an environment that no log may have."""
 BIN = pathlib.Path(sys.executable).parent
 
 
@@ -30,14 +32,14 @@ def until(what, seconds=SECONDS):
     return found
 
 
-def keystone_authtoken(url=None):
-    """Return the options by which Magnum itself asks Keystone, at ``url`` if not at the test bed's own."""
+def keystone_authtoken(front=None):
+    """Return the options by which Magnum itself asks Keystone: the test bed's own, or a ``front`` of it."""
     facts = base.facts("keystone")
-    user = facts["users"]["magnum"]
+    user, url = facts["users"]["magnum"], front.url if front else facts["url"]
     return {
-        "www_authenticate_uri": url or facts["url"], "auth_url": url or facts["url"], "auth_type": "password",
-        "username": "magnum", "password": user["password"], "user_domain_name": user["domain"],
-        "project_name": user["project"], "project_domain_name": user["domain"],
+        "www_authenticate_uri": url, "auth_url": url, "auth_type": "password", "username": "magnum",
+        "password": user["password"], "user_domain_name": user["domain"], "project_name": user["project"],
+        "project_domain_name": user["domain"], "region_name": front.region if front else "RegionOne",
     }  # fmt: skip
 
 
@@ -85,9 +87,9 @@ class Deployment:
             lines += [f"[{group}]", *(f"{key} = {value}" for key, value in options.items())]
         (self.folder / name).write_text("\n".join(lines) + "\n")
 
-    def manage(self, *words):
+    def manage(self, *words, env=None):
         argv = [str(BIN / "magnum-manage"), "--config-file", str(self.folder / "magnum.conf"), *words]
-        return subprocess.run(argv, capture_output=True, text=True)
+        return subprocess.run(argv, env=env, capture_output=True, text=True)
 
     @property
     def programs(self):
@@ -121,6 +123,15 @@ class Deployment:
         assert self.processes[name].wait(SECONDS) == -signal.SIGKILL
         del self.processes[name]
 
+    def must_not_tell(self, secrets):
+        """Raise AssertionError if any log has one of ``secrets``."""
+        logs = sorted(self.folder.rglob("*.log"))
+        assert logs
+        for log in logs:
+            text = log.read_text(errors="replace")
+            told = [word for word in secrets if word in text]
+            assert not told, f"{log} tells {len(told)} secrets, the first {told[0][:6]}…"
+
     def stop(self):
         """End all programs in the order that lets each finish; return their exit codes."""
         return {name: self.kill(name, signal.SIGTERM) for name in ["api", *self.hosts, "conductor"]
@@ -146,6 +157,26 @@ class Deployment:
         other.url = f"http://127.0.0.1:{port}"
         other.headers = self.headers
         return other.request
+
+    @contextlib.contextmanager
+    def another_api(self, name, more, *words):
+        """Give (port, process) of one more api, which answers, with ``more`` settings: group → option → value."""
+        (port,) = base.free_ports(1)
+        settings = {group: dict(options) for group, options in more.items()}
+        settings.setdefault("api", {})["port"] = port
+        self._write(f"{name}.conf", settings)
+        argv = [
+            str(BIN / "magnum-api"),
+            *(w for n in ("magnum", name) for w in ("--config-file", self.folder / f"{n}.conf")),
+        ]
+        with open(self.folder / f"{name}.log", "ab") as out:
+            process = subprocess.Popen([*argv, *words], stdout=out, stderr=out)
+        try:
+            until(lambda: self.at(port)("GET", "/healthcheck")[0])
+            yield port, process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
 
     def environ(self, project="default"):
         """Return what the command lines need in their environment."""

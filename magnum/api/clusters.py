@@ -52,13 +52,13 @@ class ResizeBody(bodies.Body):
     """``nodes_to_remove``: names of hosts of the cluster that are to leave it; others are chosen if these are too few."""
 
     node_count: int
-    nodes_to_remove: list[str] = []
+    nodes_to_remove: list[str] | None = None
     nodegroup: str | None = None
 
 
 class UpgradeBody(bodies.Body):
     cluster_template: str
-    max_batch_size: int = 1
+    max_batch_size: int | None = None
     nodegroup: str | None = None
 
 

@@ -40,6 +40,25 @@ CHECKS: dict[str, collections.abc.Callable[[Any], Any]] = {
 """The same checks as the api's, once more: nothing unchecked reaches an engine."""
 
 
+class _Progress(engines.Progress):
+    """What a driver tells during one round of ``work`` for ``item``."""
+
+    def __init__(self, work: "Work", item: Any) -> None:
+        self._work = work
+        self._item = item
+        self._last = 0.0
+        self.newer = asyncio.Event()
+
+    async def __call__(self, outcome: engines.Outcome) -> None:
+        if time.monotonic() - self._last < PROGRESS_EVERY:
+            return
+        self._last = time.monotonic()
+        await self._work.pending(self._item, msgspec.structs.replace(outcome, pending=True))
+
+    async def overtaken(self) -> None:
+        await self.newer.wait()
+
+
 class Work:
     """The rounds of one object."""
 
@@ -50,6 +69,7 @@ class Work:
         self.item: Any = None
         self._todo = ""
         self._applying = 0
+        self._progress: _Progress | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[Any]] = []
         self._next: list[asyncio.Future[Any]] = []
@@ -94,7 +114,17 @@ class Work:
         if self.item is None or item.generation >= self.item.generation:
             if self.item is not None and self.item.deleting and item.generation == self.item.generation:
                 item.deleting = True
+            overtakes = self.item is not None and _newer(item, self.item)
             self.item = item
+            if overtakes and self._progress is not None:
+                self._todo = "apply"
+                self._progress.newer.set()
+
+    async def pending(self, item: Any, outcome: engines.Outcome) -> None:
+        """Report what is still being done for ``item``; a newer wish in the answer begins another round."""
+        answer = await self._backend.reports.put(self.kind, item, outcome)
+        if answer is not None:
+            self._take(answer)
 
     def _begin(self, what: str, future: asyncio.Future[Any] | None = None) -> None:
         if self._timer is not None:
@@ -114,6 +144,10 @@ class Work:
                 try:
                     async with self._backend.hands:
                         answer = await self._round(what)
+                except engines.Overtaken:
+                    # whoever waited for this round waits for the newer one
+                    self._next = [*self._waiting, *self._next]
+                    self._waiting, self._todo = [], "apply"
                 except Exception as error:
                     if not isinstance(error, errors.MagnumError):
                         LOG.exception("round failed", kind=self.kind, uuid=self.uuid)
@@ -166,7 +200,7 @@ class Work:
                 if not left.gone:
                     self._again(left.retry_after if left.retry_after is not None else AWAY_AGAIN)
             return None
-        newer = answer.generation > item.generation or (answer.deleting and not item.deleting)
+        newer = _newer(answer, item)
         self._take(answer)
         if newer:
             self._todo = "apply"
@@ -195,20 +229,13 @@ class Work:
             kind = objects.KINDS[self.kind]
             return engines.Outcome(status=kind.failure_of(item.status), reason=str(error))
         faults.point(f"{self.kind}-before-engine")
-        return await driver.apply(item, self._progress(item))
+        self._progress = _Progress(self, item)
+        try:
+            return await driver.apply(item, self._progress)
+        finally:
+            self._progress = None
 
-    def _progress(self, item: Any) -> engines.Progress:
-        last = 0.0
 
-        async def tell(outcome: engines.Outcome) -> None:
-            nonlocal last
-            if time.monotonic() - last < PROGRESS_EVERY:
-                return
-            last = time.monotonic()
-            pending = msgspec.structs.replace(outcome, pending=True)
-            answer = await self._backend.reports.put(self.kind, item, pending)
-            if answer is not None and (answer.generation > item.generation or answer.deleting):
-                self._take(answer)
-                self._todo = "apply"
-
-        return tell
+def _newer(item: Any, than: Any) -> bool:
+    """Return whether ``item`` says another wish than ``than``, which is the same object."""
+    return item.generation > than.generation or (item.deleting and not than.deleting)

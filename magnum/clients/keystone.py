@@ -26,6 +26,12 @@ LOG = structlog.get_logger(__name__)
 
 MAX_KNOWN = 50_000
 """Tokens remembered; the oldest go first."""
+PATIENCE = 1.0
+"""Seconds that a request with a known token waits for Keystone's word on it; the word counts for the next one then."""
+AWAY_SECONDS = 5.0
+"""Until a known token is asked for again while Keystone is away."""
+RETRIES, CONNECT_SECONDS = 1, 5
+"""Where the operator says nothing: new tokens are told soon that Keystone is away."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +78,8 @@ class Validator:
         overrides: dict[str, Any] = {"oslo_config_config": conf}
         for group, options in auth_token.list_opts():
             conf.register_opts(options, group=group)
+        conf.set_default("http_request_max_retries", RETRIES, group="keystone_authtoken")
+        conf.set_default("http_connect_timeout", CONNECT_SECONDS, group="keystone_authtoken")
         if not conf.keystone_authtoken.memcached_servers:
             # the memory here is the only one: another that forgets later would hide a revocation
             overrides["token_cache_time"] = "-1"  # noqa: S105 (seconds)
@@ -145,14 +153,16 @@ class Validator:
             task = asyncio.create_task(self._ask(key, token, allow_expired))
             self.asking[key] = task
             task.add_done_callback(lambda done: self._answered(key, done))
-        try:
+        if known is None:
             # shielded: others wait for the same answer, whatever becomes of this request
             return await asyncio.shield(task)
+        # known and not expired: it goes on while Keystone is slow or away
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE if self.problem == "ok" else 0)
+        if not done:
+            return known.identity
+        try:
+            return task.result()
         except errors.Unavailable:
-            if known is None:
-                raise
-            # known and not expired: it goes on while Keystone is away
-            known.recheck_at = time.monotonic() + min(self.recheck, 5.0)
             return known.identity
 
     def _answered(self, key: bytes, task: asyncio.Task[Identity]) -> None:
@@ -170,6 +180,8 @@ class Validator:
             if self.problem == "ok":
                 LOG.warning("Keystone does not answer; known tokens go on, new ones have to wait", reason=error.detail)
             self.problem = error.detail
+            if (known := self.known.get(key)) is not None:
+                known.recheck_at = time.monotonic() + min(self.recheck, AWAY_SECONDS)
             raise
         if self.problem != "ok":
             LOG.info("Keystone answers again")

@@ -56,8 +56,20 @@ class Notice(msgspec.Struct, kw_only=True, frozen=True):
     uuid: str = ""
 
 
-Progress = collections.abc.Callable[[Outcome], collections.abc.Awaitable[None]]
-"""Given what is pending (a pull's progress); the backend reports it, not more often than it wants."""
+class Overtaken(Exception):
+    """What was being made is no longer wanted so; raised where waiting on would hold up the newer wish for long."""
+
+
+class Progress(abc.ABC):
+    """How a driver tells of a long wait within ``apply``, and learns that it has become pointless."""
+
+    @abc.abstractmethod
+    async def __call__(self, outcome: Outcome) -> None:
+        """Tell what is pending (a pull's progress); the backend reports it, not more often than it wants."""
+
+    @abc.abstractmethod
+    async def overtaken(self) -> None:
+        """Return once the object has changed or is to be deleted; whoever sees it may raise Overtaken."""
 
 
 class Session(abc.ABC):
@@ -92,7 +104,8 @@ class Driver(abc.ABC):
         """Make the engine as ``item`` wants it and return what then shows.
 
         What the engine refuses is an Outcome with the kind's failed status and
-        its words, not an exception. Raises Unavailable if the engine is away.
+        its words, not an exception. Raises Unavailable if the engine is away,
+        Overtaken as ``progress`` says.
         """
 
     @abc.abstractmethod

@@ -12,11 +12,7 @@ from magnum.engines import base
 from magnum.networks import overlay
 from magnum.objects import service as objects
 from testbed import images
-from tests import packets
-
-
-async def _ignore(outcome: base.Outcome) -> None:
-    return None
+from tests import packets, wanted
 
 
 async def _until(what, seconds=60.0):
@@ -112,7 +108,7 @@ async def test_a_bay_on_two_hosts(pair, tmp_path):
 
         async def apply():
             for driver in drivers:
-                outcome = await driver.apply(web, _ignore)
+                outcome = await driver.apply(web, wanted.ignore)
                 assert (outcome.status, outcome.reason) == ("Active", None)
                 assert (await driver.observe(web)).status == "Active"
 

@@ -7,15 +7,10 @@ import pytest
 
 from magnum import config
 from magnum.clients import docker, nftables
-from magnum.engines import base
 from magnum.engines.docker import service as driver
 from magnum.networks import names
 from magnum.objects import service as objects
-from tests import packets
-
-
-async def _ignore(outcome: base.Outcome) -> None:
-    return None
+from tests import packets, wanted
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +43,7 @@ async def test_balances_follows_and_leaves_nothing(bay, docker_host):
         bay, "172.30.200.7", [objects.ServicePort(port=80, target_port=8080, node_port=30080)], ["one", "two"]
     )
 
-    outcome = await services.apply(web, _ignore)
+    outcome = await services.apply(web, wanted.ignore)
     assert (outcome.status, outcome.reason) == ("Active", None)
     assert (await services.observe(web)).status == "Active"
     assert [s.uuid for s in await services.seen()] == [web.uuid]
@@ -68,12 +63,12 @@ async def test_balances_follows_and_leaves_nothing(bay, docker_host):
         assert await other.fetch("stranger", f"{address}:30080") == ""
 
     web.spec.endpoints = web.spec.endpoints[1:]
-    await services.apply(web, _ignore)
+    await services.apply(web, wanted.ignore)
     assert {await bay.fetch("client", "web") for _ in range(4)} == {"two"}
     assert {await bay.fetch("two", "web") for _ in range(4)} == {"two"}
 
     web.spec.endpoints = []
-    assert (await services.apply(web, _ignore)).status == "Active"
+    assert (await services.apply(web, wanted.ignore)).status == "Active"
     assert await bay.fetch("client", "web") == ""
     assert "Connection refused" in await bay.words("client", "172.30.200.7")
 
@@ -96,7 +91,7 @@ async def test_udp_leaves_at_once_and_a_client_stays_with_its_pod(bay):
         objects.ServicePort(port=80, target_port=8080),
     ]
     item = _service(bay, "172.30.200.8", ports, ["one", "two"], affinity_seconds=300)
-    await services.apply(item, _ignore)
+    await services.apply(item, wanted.ignore)
 
     pinned = {await bay.fetch("client", "web") for _ in range(6)}
     assert len(pinned) == 1
@@ -104,13 +99,13 @@ async def test_udp_leaves_at_once_and_a_client_stays_with_its_pod(bay):
     first = await bay.ask_udp("client", "172.30.200.8", 53)
     assert first in ("one", "two")
     item.spec.endpoints = [e for e in item.spec.endpoints if e.pod != first]
-    await services.apply(item, _ignore)
+    await services.apply(item, wanted.ignore)
     assert await bay.ask_udp("client", "172.30.200.8", 53) == ({"one", "two"} - {first}).pop()
     # the chosen pod is kept while it is there
     item.spec.endpoints = [
         objects.Endpoint(pod=n, ip=bay.ips[n], ports={"53": 5353, "80": 8080}) for n in ("one", "two")
     ]
-    await services.apply(item, _ignore)
+    await services.apply(item, wanted.ignore)
     kept = {await bay.fetch("client", "web") for _ in range(6)}
     assert len(kept) == 1
     assert (await services.remove(item.uuid, item)).gone
@@ -122,8 +117,8 @@ async def test_two_services_of_a_table_do_not_touch_each_other(bay):
     await bay.container("client")
     port = [objects.ServicePort(port=80, target_port=8080)]
     web, other = _service(bay, "172.30.200.9", port, ["one"]), _service(bay, "172.30.200.10", port, ["one"])
-    await services.apply(web, _ignore)
-    await services.apply(other, _ignore)
+    await services.apply(web, wanted.ignore)
+    await services.apply(other, wanted.ignore)
     assert (await services.remove(other.uuid, other)).gone
     assert await bay.fetch("client", "172.30.200.9") == "one"
     assert await bay.fetch("client", "172.30.200.10") == ""
@@ -135,6 +130,6 @@ async def test_an_engine_out_of_reach_is_refused(tmp_path):
     client = docker.Client("tcp://127.0.0.1:1", tls_ca="a", tls_cert="b", tls_key="c")
     services = driver.Service(client, conf, names.Names(str(tmp_path)))
     spec = objects.ServiceSpec(manifest={}, virtual_ip="172.30.0.1")
-    outcome = await services.apply(objects.Service(uuid=str(uuid.uuid4()), spec=spec), _ignore)
+    outcome = await services.apply(objects.Service(uuid=str(uuid.uuid4()), spec=spec), wanted.ignore)
     assert outcome.status == "Error"
     assert "unix://" in (outcome.reason or "")

@@ -7,7 +7,6 @@ import subprocess
 import psutil
 import yaml
 
-from testbed import base
 from tests.deployment import BIN, until
 
 
@@ -40,23 +39,14 @@ def test_noauth_serves_loopback_alone(tmp_path):
 
 
 def test_workers_share_a_port_and_one_that_dies_is_replaced(cloud):
-    (port,) = base.free_ports(1)
-    more = cloud.folder / "workers.conf"
-    more.write_text(f"[api]\nport = {port}\n")
-    argv = [str(BIN / "magnum-api"), "--config-file", str(cloud.folder / "magnum.conf"), "--config-file", str(more)]
-    with open(cloud.folder / "workers.log", "wb") as out:
-        parent = subprocess.Popen([*argv, "--workers", "2"], stdout=out, stderr=out)
-    other = cloud.at(port)
-    try:
+    with cloud.another_api("workers", {}, "--workers", "2") as (port, parent):
+        other = cloud.at(port)
         until(lambda: other("GET", "/v1/bays")[0] == 200)
         workers = until(lambda: (found := psutil.Process(parent.pid).children()) and len(found) == 2 and found)
         os.kill(workers[0].pid, signal.SIGKILL)
         until(lambda: len({w.pid for w in psutil.Process(parent.pid).children()} - {workers[0].pid}) == 2)
         for _ in range(20):
             assert until(lambda: other("GET", "/v1/bays"))[0] == 200
-    finally:
-        parent.send_signal(signal.SIGTERM)
-        assert parent.wait(60) == 0
 
 
 def test_a_host_that_goes_away_reads_unknown_and_comes_back(cloud, bay, docker_hosts):

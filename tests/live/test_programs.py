@@ -1,11 +1,14 @@
 """Three programs over RabbitMQ and PostgreSQL with three hosts: the real client, and kill -9 between any two steps."""
 
 import contextlib
+import json
 import signal
+import socket
 import threading
 
 import pytest
 
+from testbed import base
 from tests.deployment import until
 
 COMMAND = ["sh", "-c", "trap exit TERM; while :; do sleep 0.1; done"]
@@ -139,3 +142,23 @@ def test_killed_between_two_steps_it_ends_as_wanted_once(cloud, bay, docker_host
         cloud.request("DELETE", f"/v1/containers/{uuid}")
     until(lambda: now() is None)
     until(lambda: cloud.engine_objects(uuid) == 0)
+
+
+@pytest.mark.parametrize("kind", ["container", "pod"])
+def test_what_pulls_is_deleted_at_once(cloud, bay, kind):
+    """An image that a registry is slow to give, or never gives, holds up no newer wish."""
+    address = base.facts("docker")["address"]
+    with socket.create_server((address, 0)) as registry:
+        # it takes connections and says nothing
+        image = f"{address}:{registry.getsockname()[1]}/slow:1"
+        body = {"name": f"slow-{kind}", "bay_uuid": "b", "image": image, "command": ["sleep", "60"], "start": True}
+        if kind == "pod":
+            spec = {"containers": [{"name": "c", "image": image}], "terminationGracePeriodSeconds": 0}
+            manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "slow-pod"}, "spec": spec}
+            body = {"bay_uuid": "b", "manifest": json.dumps(manifest)}
+        status, made = cloud.request("POST", f"/v1/{kind}s?wait=0", body)
+        assert status == 202, made
+        path = f"/v1/{kind}s/{made['uuid']}"
+        until(lambda: f"pulling {image}" in (cloud.request("GET", path)[1]["status_reason"] or ""))
+        # far sooner than the pull is given up, which would be after minutes
+        assert cloud.request("DELETE", f"{path}?wait=60")[0] == 204

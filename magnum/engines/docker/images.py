@@ -51,12 +51,27 @@ class Progress:
 async def pull(client: docker.Client, conf: cfg.ConfigOpts, image: str, status: str, progress: base.Progress) -> None:
     """Pull ``image``; each new sentence goes to ``progress`` under ``status``.
 
-    Raises EngineError with the engine's words, or that it took too long; Unavailable.
+    Raises EngineError with the engine's words, or that it took too long; Unavailable; Overtaken.
     """
+    pulling = asyncio.create_task(_pull(client, conf, image, status, progress))
+    overtaken = asyncio.create_task(progress.overtaken())
+    try:
+        await asyncio.wait({pulling, overtaken}, return_when=asyncio.FIRST_COMPLETED)
+        if not pulling.done():
+            raise base.Overtaken
+        await pulling
+    finally:
+        for task in (pulling, overtaken):
+            task.cancel()
+        await asyncio.gather(pulling, overtaken, return_exceptions=True)
+
+
+async def _pull(client: docker.Client, conf: cfg.ConfigOpts, image: str, status: str, progress: base.Progress) -> None:
     state, said = Progress(image), ""
     credentials = docker.credentials_for(image, conf.docker.registry_auth)
     try:
         async with asyncio.timeout(conf.docker.pull_timeout):
+            await progress(base.Outcome(status=status, reason=f"pulling {image}", pending=True))
             async for line in client.pull(image, credentials):
                 text = state.add(line)
                 if text != said:

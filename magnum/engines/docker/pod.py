@@ -557,7 +557,10 @@ class Pod(base.Driver):
             for start in plan.start:
                 await one(start)
         else:
-            await asyncio.gather(*map(one, plan.start))
+            # all of them end before the first failure counts: none goes on behind a later step's back
+            for error in await asyncio.gather(*map(one, plan.start), return_exceptions=True):
+                if error is not None:
+                    raise error
 
     async def _create_run(
         self, start: Start, item: pod.Pod, found: manifest.Pod, holder: str, values: pod_bodies.Fields,
