@@ -22,6 +22,8 @@ from tests.deployment import Deployment, keystone_authtoken
 
 ITEMS = 100
 TURN_SECONDS = 0.5
+RECHECK_SECONDS = 3600
+"""No second look falls into the figures: the test bed's Keystone validates a few tokens a second."""
 ROOM = "identity-bench"
 
 
@@ -31,6 +33,10 @@ class Asker:
     def __init__(self, port: int, headers: dict[str, str]) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self.headers = headers
+
+    def reset(self) -> None:
+        """Have a new connection at the next request: idle ones are closed by the api after a while."""
+        self._connection.close()
 
     def __call__(self, path: str) -> float:
         """Return the seconds of a GET that was answered with 200."""
@@ -78,50 +84,61 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         cloud = Deployment(
             f"identity-{base.TAG}", pathlib.Path(folder), [host],
-            {"api": {"auth_strategy": "keystone"}, "keystone_authtoken": keystone_authtoken(), "quotas": {"bays": -1}},
+            {"api": {"auth_strategy": "keystone", "token_recheck": RECHECK_SECONDS}, "keystone_authtoken": keystone_authtoken(), "quotas": {"bays": -1}},
             headers=lambda: {"X-Auth-Token": mine},
         )  # fmt: skip
-        cloud.start()
-        cloud.ready()
-        with cloud.another_api("noauth", {"api": {"auth_strategy": "noauth"}}) as (open_port, _):
-            model = cloud.request("POST", "/v1/baymodels", {"name": ROOM})[1]["uuid"]
-            bay = cloud.request("POST", "/v1/bays?wait=60", {"name": ROOM, "baymodel_id": model})[1]
-            for _ in range(ITEMS):
-                body = {"bay_uuid": bay["uuid"], "image": images.DEMO}
-                status, made = cloud.request("POST", "/v1/containers?wait=0", body)
-                assert status == 202, made
-            believed = {"X-Project-Id": bay["project_id"], "X-User-Id": "bench", "X-Roles": "member,reader"}
-            askers = {"token": Asker(cloud.port, {"X-Auth-Token": tokens[0]}), "open": Asker(open_port, believed)}
-            for what, path in (("list of 100", "/v1/containers?limit=100"), ("get", f"/v1/containers/{made['uuid']}")):
-                for asker in askers.values():
-                    asker(path)
-                found = _rates(askers, path, asked.seconds)
-                rows.append((f"{what}, known token, requests/s", found["token"], found["open"], "no authentication"))
-            # a crowd: first requests, then all known
-            path = f"/v1/containers/{made['uuid']}"
-            crowd = [Asker(cloud.port, {"X-Auth-Token": token}) for token in tokens[1:]]
-            half = len(crowd) // 2
-            cold = [asker(path) for asker in crowd[:half]]
-            direct = []
-            for token in tokens[1 : half + 1]:
-                started = time.perf_counter()
-                keystone.request("GET", "/auth/tokens", token=mine, subject=token)
-                direct.append(time.perf_counter() - started)
-            rows.append(("first request of a token, median ms", statistics.median(cold) * 1000,
-                         statistics.median(direct) * 1000, "Keystone's own validation"))  # fmt: skip
-            with concurrent.futures.ThreadPoolExecutor(16) as pool:
-                list(pool.map(lambda asker: asker(path), crowd))
-            warm = {"crowd": 0, "one": 0}
-            spent = dict.fromkeys(warm, 0.0)
-            for _ in range(5):
-                for asker in crowd:
-                    spent["crowd"] += asker(path)
-                    spent["one"] += askers["token"](path)
-                    warm = {name: count + 1 for name, count in warm.items()}
-            rows.append((f"get, {len(crowd)} users in turn, requests/s", warm["crowd"] / spent["crowd"],
-                         warm["one"] / spent["one"], "one user"))  # fmt: skip
-            cloud.request("DELETE", f"/v1/bays/{bay['uuid']}?wait=80")
-        cloud.stop()
+        try:
+            cloud.start()
+            cloud.ready()
+            with cloud.another_api("noauth", {"api": {"auth_strategy": "noauth"}}) as (open_port, _):
+                model = cloud.request("POST", "/v1/baymodels", {"name": ROOM})[1]["uuid"]
+                bay = cloud.request("POST", "/v1/bays?wait=60", {"name": ROOM, "baymodel_id": model})[1]
+                for _ in range(ITEMS):
+                    body = {"bay_uuid": bay["uuid"], "image": images.DEMO}
+                    status, made = cloud.request("POST", "/v1/containers?wait=0", body)
+                    assert status == 202, made
+                believed = {"X-Project-Id": bay["project_id"], "X-User-Id": "bench", "X-Roles": "member,reader"}
+                askers = {"token": Asker(cloud.port, {"X-Auth-Token": tokens[0]}), "open": Asker(open_port, believed)}
+                for what, path in (
+                    ("list of 100", "/v1/containers?limit=100"),
+                    ("get", f"/v1/containers/{made['uuid']}"),
+                ):
+                    for asker in askers.values():
+                        asker(path)
+                    found = _rates(askers, path, asked.seconds)
+                    rows.append(
+                        (f"{what}, known token, requests/s", found["token"], found["open"], "no authentication")
+                    )
+                # a crowd: first requests, then all known
+                path = f"/v1/containers/{made['uuid']}"
+                crowd = [Asker(cloud.port, {"X-Auth-Token": token}) for token in tokens[1:]]
+                half = len(crowd) // 2
+                cold = [asker(path) for asker in crowd[:half]]
+                direct = []
+                for token in tokens[1 : half + 1]:
+                    started = time.perf_counter()
+                    keystone.request("GET", "/auth/tokens", token=mine, subject=token)
+                    direct.append(time.perf_counter() - started)
+                rows.append(("first request of a token, median ms", statistics.median(cold) * 1000,
+                             statistics.median(direct) * 1000, "Keystone's own validation"))  # fmt: skip
+                # twice over, since the api closes connections that have been idle while others waited for Keystone
+                for _ in range(2):
+                    for asker in [*crowd, *askers.values()]:
+                        asker.reset()
+                    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+                        list(pool.map(lambda asker: asker(path), [*crowd, askers["token"]]))
+                warm = {"crowd": 0, "one": 0}
+                spent = dict.fromkeys(warm, 0.0)
+                for _ in range(5):
+                    for asker in crowd:
+                        spent["crowd"] += asker(path)
+                        spent["one"] += askers["token"](path)
+                        warm = {name: count + 1 for name, count in warm.items()}
+                rows.append((f"get, {len(crowd)} users in turn, requests/s", warm["crowd"] / spent["crowd"],
+                             warm["one"] / spent["one"], "one user"))  # fmt: skip
+                cloud.request("DELETE", f"/v1/bays/{bay['uuid']}?wait=80")
+        finally:
+            cloud.stop()
     width = max(len(row[0]) for row in rows)
     print(f"{'':{width}}  {'magnum':>8}  {'beside':>8}  ratio")
     for what, ours, beside, peer in rows:

@@ -258,7 +258,8 @@ def failure(error: errors.MagnumError, served: routing.Served, challenge: str | 
         headers["Retry-After"] = str(error.data.get("retry_after", 1))
     if isinstance(error, errors.MethodNotAllowed) and error.data.get("allow"):
         headers["Allow"] = ", ".join(error.data["allow"])
-    return routing.Answer(error.status, {"errors": [body]}, headers)
+    # openstacksdk reads the reason here and nowhere else
+    return routing.Answer(error.status, {"errors": [body], "message": str(error)}, headers)
 
 
 def translated(error: Exception) -> errors.MagnumError:

@@ -37,6 +37,7 @@ class Failure(msgspec.Struct):
 
 class Failures(msgspec.Struct):
     errors: list[Failure]
+    message: str
 
 
 def _types(operations: list[routing.Operation]) -> list[Any]:
