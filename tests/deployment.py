@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 from testbed import base, images, postgresql, rabbitmq
@@ -123,8 +124,12 @@ class Deployment:
         assert self.processes[name].wait(SECONDS) == -signal.SIGKILL
         del self.processes[name]
 
-    def must_not_tell(self, secrets):
-        """Raise AssertionError if any log has one of ``secrets``."""
+    def must_not_tell(self, secrets=()):
+        """Raise AssertionError if any log has one of ``secrets``, a password of the configuration or a tenant's secret."""
+        urls = self.settings["DEFAULT"]["transport_url"], self.settings["database"]["connection"]
+        passwords = [found for url in urls if (found := urllib.parse.urlsplit(url).password)]
+        assert passwords
+        secrets = {*secrets, *passwords, TENANTS_SECRET}
         logs = sorted(self.folder.rglob("*.log"))
         assert logs
         for log in logs:
