@@ -25,8 +25,9 @@ ADDRESSES = "service address"
 NODE_PORTS = "node port"
 
 
-def _upper(network: str) -> ipaddress.IPv4Network:
-    return list(ipaddress.IPv4Network(network).subnets(prefixlen_diff=1))[1]
+def _halves(network: str) -> tuple[ipaddress.IPv4Network, ipaddress.IPv4Network]:
+    lower, upper = ipaddress.IPv4Network(network).subnets(prefixlen_diff=1)
+    return lower, upper
 
 
 def pool(conf: cfg.ConfigOpts, where: bays.Bay) -> ipaddress.IPv4Network:
@@ -36,10 +37,10 @@ def pool(conf: cfg.ConfigOpts, where: bays.Bay) -> ipaddress.IPv4Network:
     ``service_cidr``, whose lower one is the overlays'. Raises Conflict: the network does not stand yet.
     """
     if not bays.spans(where.spec):
-        return _upper(conf.docker.service_cidr)
+        return _halves(conf.docker.service_cidr)[1]
     if not stands(conf, where):
         raise errors.Conflict(f"the network of bay {where.name} does not stand yet", status=where.status)
-    return _upper(where.state.subnet or "")
+    return _halves(where.state.subnet or "")[1]
 
 
 def stands(conf: cfg.ConfigOpts, where: bays.Bay) -> bool:
@@ -47,8 +48,7 @@ def stands(conf: cfg.ConfigOpts, where: bays.Bay) -> bool:
     subnet = where.state.subnet
     if subnet is None or not bays.spans(where.spec):
         return subnet is not None
-    lower = next(ipaddress.IPv4Network(conf.docker.service_cidr).subnets(prefixlen_diff=1))
-    return ipaddress.IPv4Network(subnet).subnet_of(lower)
+    return ipaddress.IPv4Network(subnet).subnet_of(_halves(conf.docker.service_cidr)[0])
 
 
 async def claim(

@@ -8,24 +8,32 @@ from testbed import base, keystone, postgresql, rabbitmq
 from tests.deployment import Deployment, keystone_authtoken
 
 
-@pytest.fixture(scope="session")
-def cloud(docker_hosts, tmp_path_factory):
+def _servers():
     with base.lock(base.FOLDER / "lock"):
         for component in (postgresql, rabbitmq):
             component.install()
             component.up(0)
-    found = Deployment(f"programs-{base.TAG}", tmp_path_factory.mktemp("programs"), docker_hosts)
+
+
+def _running(made, secrets=set):
+    """Give ``made``, started; end it with its bays gone and no secret told in its logs, ``secrets()`` among them."""
     try:
         # each waits for the others: the order does not matter
-        found.start(*reversed(found.programs))
-        found.ready()
-        yield found
-        for made in found.request("GET", "/v1/bays?all_projects=1")[1]["bays"]:
-            found.request("DELETE", f"/v1/bays/{made['uuid']}?wait=60&all_projects=1")
+        made.start(*reversed(made.programs))
+        made.ready()
+        yield made
+        for bay in made.request("GET", "/v1/bays?all_projects=1")[1]["bays"]:
+            made.request("DELETE", f"/v1/bays/{bay['uuid']}?wait=60&all_projects=1")
     finally:
-        codes = found.stop()
+        codes = made.stop()
     assert set(codes.values()) == {0}
-    found.must_not_tell()
+    made.must_not_tell(secrets())
+
+
+@pytest.fixture(scope="session")
+def cloud(docker_hosts, tmp_path_factory):
+    _servers()
+    yield from _running(Deployment(f"programs-{base.TAG}", tmp_path_factory.mktemp("programs"), docker_hosts))
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +56,7 @@ def identity():
 @pytest.fixture(scope="session")
 def guarded(identity, docker_hosts, tmp_path_factory):
     """A deployment whose askers Keystone knows; asked as ``alpha-admin`` unless a test says otherwise."""
-    with base.lock(base.FOLDER / "lock"):
-        for component in (postgresql, rabbitmq):
-            component.install()
-            component.up(0)
+    _servers()
     name = f"guarded-{base.TAG}"
     asked = functools.cache(identity.token)
     found = Deployment(
@@ -65,13 +70,4 @@ def guarded(identity, docker_hosts, tmp_path_factory):
         headers=lambda: {"X-Auth-Token": asked("alpha-admin")},
     )  # fmt: skip
     identity.register(f"{found.url}/v1", name)
-    try:
-        found.start()
-        found.ready()
-        yield found
-        for made in found.request("GET", "/v1/bays?all_projects=1")[1]["bays"]:
-            found.request("DELETE", f"/v1/bays/{made['uuid']}?wait=60&all_projects=1")
-    finally:
-        codes = found.stop()
-    assert set(codes.values()) == {0}
-    found.must_not_tell(identity.secret_words())
+    yield from _running(found, identity.secret_words)
