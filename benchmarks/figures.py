@@ -23,7 +23,7 @@ import psutil
 from magnum.clients import docker as client
 from magnum.objects import base as objects
 from testbed import base, docker, images, postgresql, rabbitmq
-from tests.conftest import Host
+from tests.conftest import Host, hosts
 from tests.deployment import BIN, Deployment, until
 
 CONTAINERS = 1000
@@ -126,8 +126,7 @@ def main() -> int:
         for component in (docker, postgresql, rabbitmq):
             component.install()
             component.up(1)
-    fact = base.facts("docker")["hosts"][0]
-    host = Host(name=fact["name"], address=fact["address"], socket=fact["socket"])
+    host = hosts()[0]
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         alone = Standalone(pathlib.Path(folder), host)

@@ -17,7 +17,7 @@ import tempfile
 import time
 
 from testbed import base, docker, images, keystone, postgresql, rabbitmq
-from tests.conftest import Host
+from tests.conftest import hosts
 from tests.deployment import Deployment, keystone_authtoken
 
 ITEMS = 100
@@ -71,8 +71,7 @@ def main() -> int:
         for component in (docker, postgresql, rabbitmq, keystone):
             component.install()
             component.up(1)
-    fact = base.facts("docker")["hosts"][0]
-    host = Host(name=fact["name"], address=fact["address"], socket=fact["socket"])
+    host = hosts()[0]
     print(f"{asked.users} users and their tokens: ", end="", flush=True)
     tokens = []
     for number in range(asked.users):
@@ -84,7 +83,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         cloud = Deployment(
             f"identity-{base.TAG}", pathlib.Path(folder), [host],
-            {"api": {"auth_strategy": "keystone", "token_recheck": RECHECK_SECONDS}, "keystone_authtoken": keystone_authtoken(), "quotas": {"bays": -1}},
+            {"api": {"auth_strategy": "keystone", "token_recheck": RECHECK_SECONDS},
+             "keystone_authtoken": keystone_authtoken()},
             headers=lambda: {"X-Auth-Token": mine},
         )  # fmt: skip
         try:

@@ -19,7 +19,7 @@ import time
 from benchmarks.figures import Standalone
 from magnum.clients import docker as client
 from testbed import base, docker, images
-from tests.conftest import Host
+from tests.conftest import Host, hosts
 from tests.deployment import until
 
 MEGABYTES = 200
@@ -129,8 +129,7 @@ def main() -> int:
     with base.lock(base.FOLDER / "lock"):
         docker.install()
         docker.up(1)
-    fact = base.facts("docker")["hosts"][0]
-    host = Host(name=fact["name"], address=fact["address"], socket=fact["socket"])
+    host = hosts()[0]
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         magnum = Standalone(pathlib.Path(folder), host)

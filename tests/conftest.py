@@ -26,18 +26,23 @@ class Host:
         return next(found["enter"] for found in base.facts("docker")["hosts"] if found["name"] == self.name)
 
 
+def hosts() -> list[Host]:
+    """Return the hosts of a test bed that is up."""
+    return [
+        Host(name=found["name"], address=found["address"], socket=found["socket"])
+        for found in base.facts("docker")["hosts"]
+    ]
+
+
 @pytest.fixture(scope="session")
 def docker_hosts() -> list[Host]:
     """Three hosts, each with an engine and the test images, in no swarm."""
     docker.install()
     with base.lock(base.FOLDER / "lock"):
         docker.up(3)
-    for found in base.facts("docker")["hosts"]:
-        base.run("docker", "-H", f"unix://{found['socket']}", "swarm", "leave", "-f", check=False)
-    return [
-        Host(name=found["name"], address=found["address"], socket=found["socket"])
-        for found in base.facts("docker")["hosts"]
-    ]
+    for host in hosts():
+        base.run("docker", "-H", host.url, "swarm", "leave", "-f", check=False)
+    return hosts()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Programs of Magnum as processes: started, asked, killed and started again. Used by the live tests."""
 
 import contextlib
+import http.client
 import json
 import os
 import pathlib
@@ -42,6 +43,19 @@ def keystone_authtoken(front=None):
         "password": user["password"], "user_domain_name": user["domain"], "project_name": user["project"],
         "project_domain_name": user["domain"], "region_name": front.region if front else "RegionOne",
     }  # fmt: skip
+
+
+def ask(port, method, path, headers, body=None):
+    """Return (status, headers, decoded body) of an api's answer; of what is no JSON, or a stream, the head alone."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    data = None if body is None else json.dumps(body)
+    connection.request(method, path, data, {"Content-Type": "application/json", **headers})
+    answer = connection.getresponse()
+    kind = answer.headers.get("Content-Type") or ""
+    raw = b"" if answer.status == 101 or "event-stream" in kind else answer.read()
+    answer.close()
+    connection.close()
+    return answer.status, answer.headers, json.loads(raw) if raw and kind.startswith("application/json") else None
 
 
 class Deployment:

@@ -111,7 +111,7 @@ def _identifier(name: str) -> str:
 
 def _target(path: str) -> str:
     """Return the identifier of what ``path`` is about: the last UUID in it, else one made of all of it."""
-    named = [word for word in path.split("/") if _HEX.fullmatch(word.replace("-", ""))]
+    named = [word for word in path.split("/") if _identifier(word) == word]
     return named[-1] if named else _identifier(path)
 
 

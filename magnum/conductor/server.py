@@ -168,7 +168,7 @@ class Server(conductor_rpc.Conductor):
             model = (await tx.find(objects.KINDS["baymodel"], new.spec.baymodel_id, lock="share")).item
             new.spec = bay.inherit(new.spec, model)
             new.spec.members = await scheduler.members(tx, new.spec)
-            new.spec.overlay = len(new.spec.members) > 1
+            new.spec.overlay = bay.spans(new.spec)
             return
         if not kind.in_bay:
             return
@@ -319,9 +319,8 @@ class Server(conductor_rpc.Conductor):
             members = await scheduler.members(tx, spec)
             if len(members) > 1 and not bay.spans(item.spec):
                 await self._must_be_empty(tx, item)
-            spec = msgspec.structs.replace(
-                spec, members=members, leave_first=[], overlay=spec.overlay or len(members) > 1
-            )
+            spec = msgspec.structs.replace(spec, members=members, leave_first=[])
+        spec.overlay = bay.spans(item.spec) or bay.spans(spec)
         after = set(spec.members)
         spread = [(kind, item.uuid)]
         for other in objects.KINDS.values():

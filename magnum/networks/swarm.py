@@ -3,8 +3,9 @@
 The operator names the managers (``[docker] swarm_managers``) and a file for the
 join tokens (``swarm_token_file``), which hosts share or configuration management
 brings. The first manager forms the swarm and writes the file where there is none;
-every other host joins by it, and one that fell out joins again with the next bay. No secret goes over AMQP. Without ``swarm_managers``
-the swarm is the operator's own business.
+every other host joins by it, and one that fell out joins again with the next bay.
+No secret goes over AMQP. Without ``swarm_managers`` the swarm is the operator's own
+business.
 
 Tokens file: lines ``worker TOKEN`` and ``manager TOKEN``.
 
@@ -65,10 +66,11 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
     found = (await client.info()).swarm or {}
     state = found.get("LocalNodeState")
     managers: list[str] = conf.docker.swarm_managers
+    first = bool(managers) and _host(managers[0]) == address
+    path = pathlib.Path(conf.docker.swarm_token_file or "")
     if state == "active":
-        path = pathlib.Path(conf.docker.swarm_token_file or "")
-        first = bool(managers) and _host(managers[0]) == address and found.get("ControlAvailable")
-        if first and conf.docker.swarm_token_file and not await asyncio.to_thread(path.exists):
+        told = not conf.docker.swarm_token_file or await asyncio.to_thread(path.exists)
+        if first and found.get("ControlAvailable") and not told:
             await _tell(client, path)
         return
     if not managers:
@@ -81,9 +83,8 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
         raise errors.EngineError(f"this engine's swarm is {state}" + (f": {words}" if words else ""))
     if not conf.docker.swarm_token_file:
         raise errors.EngineError("[docker] swarm_managers needs swarm_token_file")
-    path = pathlib.Path(conf.docker.swarm_token_file)
     others = [m for m in managers if _host(m) != address]
-    if _host(managers[0]) == address and (not others or not await asyncio.to_thread(path.exists)):
+    if first and (not others or not await asyncio.to_thread(path.exists)):
         await _form(client, address, path)
         return
     tokens = await _tokens(path)

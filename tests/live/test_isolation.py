@@ -7,7 +7,6 @@ is not in it fails the first test. The askers' roles are the test bed's.
 import base64
 import collections
 import concurrent.futures
-import http.client
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import pytest
 
 from magnum.api import app, sockets
 from testbed import base, images
-from tests.deployment import until
+from tests.deployment import ask, until
 
 READ, WRITE, ADMIN, OWN, PUBLIC, HIDDEN = "read", "write", "admin", "own", "public", "hidden"
 """What a route is: reads one project's; changes one project's; is an admin's; is everyone's who has a project;
@@ -80,21 +79,13 @@ def test_every_route_is_in_the_table():
 def send(cloud, name, path, token, body=None):
     """Return (status, decoded body or None); of a stream the beginning alone."""
     method = name.partition(" ")[0]
-    headers = {"Content-Type": "application/json"} | ({"X-Auth-Token": token} if token else {})
+    headers = {"X-Auth-Token": token} if token else {}
     if method == "WS":
         method = "GET"
         headers |= {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
                     "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode()}  # fmt: skip
-    connection = http.client.HTTPConnection("127.0.0.1", cloud.port, timeout=60)
-    connection.request(method, path, None if body is None else json.dumps(body), headers)
-    answer = connection.getresponse()
-    raw = b""
-    if answer.status != 101 and "event-stream" not in (answer.headers.get("content-type") or ""):
-        raw = answer.read()
-    answer.close()
-    connection.close()
-    is_json = (answer.headers.get("content-type") or "").startswith("application/json")
-    return answer.status, json.loads(raw) if raw and is_json else None
+    status, _, found = ask(cloud.port, method, path, headers, body)
+    return status, found
 
 
 class Alpha:

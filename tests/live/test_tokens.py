@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import http.client
 import json
 import os
 import pathlib
@@ -15,19 +14,15 @@ import pytest
 import yaml
 
 from testbed import base, images, memcached
+from tests import deployment
 from tests.deployment import TENANTS_SECRET, keystone_authtoken, until
 
 
 def ask(port, token, path="/v1/bays", method="GET", service=None, body=None):
     """Return (status, headers, decoded body)."""
-    headers = {"Content-Type": "application/json"} | ({"X-Auth-Token": token} if token else {})
+    headers = {"X-Auth-Token": token} if token else {}
     headers |= {"X-Service-Token": service} if service else {}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, path, None if body is None else json.dumps(body), headers)
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    return answer.status, answer.headers, json.loads(body) if body else None
+    return deployment.ask(port, method, path, headers, body)
 
 
 @pytest.fixture(scope="module")
