@@ -61,6 +61,8 @@ def ask(port, method, path, headers, body=None):
 class Deployment:
     """An api, a conductor and a backend a host, over RabbitMQ and PostgreSQL, with names that nobody else has."""
 
+    headers = dict
+    """Called for those of a request that brings none."""
     max_body = 2**20
     """Bytes, as configured by default."""
 
