@@ -57,7 +57,9 @@ def _gone(cloud, kind, uuid):
 
 def test_the_client_walks_pods_services_and_controllers(cloud, bay, says):
     says("pod-create", "--manifest", str(EXAMPLES / "web-pod.yaml"), "--bay", "b", text="web")
-    until(lambda: re.search(r"\| status +\| Running", says("pod-show", "web", "--bay", "b")))
+    # until it is ready its status_reason may rightly tell of a probe that failed
+    until(lambda: all(p["ready"] for p in _pods(cloud, "b")))
+    assert re.search(r"\| status +\| Running", says("pod-show", "web", "--bay", "b"))
     says("pod-list", "--bay", "b", text="web")
     says("coe-service-create", "--manifest", str(EXAMPLES / "web-service.yaml"), "--bay", "b", text="web")
     says("coe-service-list", "--bay", "b", text="web")
