@@ -50,7 +50,7 @@ def _layer(applets: bool) -> bytes:
     return out.getvalue()
 
 
-def _archive() -> bytes:
+def archive() -> bytes:
     """Return both images in one archive, the same bytes for the same busybox."""
     out = io.BytesIO()
     manifest = []
@@ -76,4 +76,4 @@ def _archive() -> bytes:
 def load(url: str) -> None:
     """Have both images at the engine that answers at ``url``."""
     if base.run("docker", "-H", url, "image", "inspect", DEMO, PAUSE, check=False).returncode:
-        base.run("docker", "-H", url, "load", data=_archive())
+        base.run("docker", "-H", url, "load", data=archive())
