@@ -123,6 +123,30 @@ DOCKER_OPTS: list[cfg.Opt] = [
     cfg.HostAddressOpt("publish_ip", default="0.0.0.0", help="Address of the host at which containers' ports are published."),
 ]  # fmt: skip
 
+KUBERNETES_OPTS: list[cfg.Opt] = [
+    cfg.DictOpt("clusters", default={},
+                help="Clusters that bays are slices of: name:kubeconfig, comma separated. A name means the same cluster on "
+                "every host; hosts with the same cluster keep its bays for each other."),
+    cfg.FloatOpt("timeout", default=30.0, min=1, help="Seconds for an answer of an API server (watches and streams aside)."),
+    cfg.StrOpt("pod_security", default="baseline", choices=["privileged", "baseline", "restricted"],
+               help="Level of Pod Security admission that bays' namespaces ask for."),
+    cfg.ListOpt("drop_capabilities", default=["NET_RAW", "MKNOD", "AUDIT_WRITE", "SYS_CHROOT", "SETFCAP"],
+                help="Capabilities that a tenant's containers do not have, of the runtime's default set."),
+    cfg.DictOpt("quota", default={"pods": "250", "services": "100", "services.nodeports": "50",
+                                  "replicationcontrollers": "100", "secrets": "250", "configmaps": "250"},
+                help="ResourceQuota of a bay; a bay's labels quota.<resource> go before."),
+    cfg.DictOpt("limits", default={"default.memory": "1Gi", "defaultRequest.memory": "32Mi", "defaultRequest.cpu": "10m"},
+                help="LimitRange of a bay's containers; a bay's labels limit.<what>.<resource> go before."),
+    cfg.DictOpt("client_ca", default={},
+                help="cluster:file pairs of a CA (PEM) that the cluster's API server takes clients' certificates of. With it "
+                "Magnum signs for tenants what openstack coe cluster config asks for; without, the cluster's own signer does, "
+                "which takes a request as it is."),
+    cfg.DictOpt("client_ca_key", default={}, help="cluster:file pairs of those CAs' keys (PEM)."),
+    cfg.IntOpt("certificate_days", default=30, min=1, help="Days that a tenant's certificate is good for."),
+    cfg.StrOpt("probe_image", default="registry.k8s.io/pause:3.10",
+               help="Image named in the trial of what a cluster refuses of tenants; it is never run."),
+]  # fmt: skip
+
 AUDIT_OPTS: list[cfg.Opt] = [
     cfg.BoolOpt("log", default=True, help="Log a line for each request that changes something, and for each refusal."),
     cfg.BoolOpt("notifications", default=False,
@@ -144,7 +168,8 @@ QUOTA_OPTS: list[cfg.Opt] = [
 
 GROUPS: dict[str, list[cfg.Opt]] = {
     "DEFAULT": DEFAULT_OPTS, "api": API_OPTS, "conductor": CONDUCTOR_OPTS, "backend": BACKEND_OPTS,
-    "database": DATABASE_OPTS, "docker": DOCKER_OPTS, "quotas": QUOTA_OPTS, "audit": AUDIT_OPTS,
+    "database": DATABASE_OPTS, "docker": DOCKER_OPTS,
+    "kubernetes": KUBERNETES_OPTS, "quotas": QUOTA_OPTS, "audit": AUDIT_OPTS,
 }  # fmt: skip
 
 DEFAULT_FILE = "/etc/magnum/magnum.conf"

@@ -50,12 +50,14 @@ def _layer(applets: bool) -> bytes:
     return out.getvalue()
 
 
-def archive() -> bytes:
-    """Return both images in one archive, the same bytes for the same busybox."""
+def archive(more: list[tuple[str, list[str]]] | None = None) -> bytes:
+    """Return both images in one archive, the same bytes for the same busybox; with ``more``, (tag, command) of like ones."""
     out = io.BytesIO()
     manifest = []
     with tarfile.open(fileobj=out, mode="w") as tar:
-        for tag, command, applets in ((DEMO, ["sh"], True), (PAUSE, PAUSE_COMMAND, False)):
+        for tag, command, applets in (
+            (DEMO, ["sh"], True), (PAUSE, PAUSE_COMMAND, False), *((tag, command, True) for tag, command in more or []),
+        ):  # fmt: skip
             layer = _layer(applets)
             config = json.dumps({
                 "architecture": ARCHITECTURES.get(os.uname().machine, os.uname().machine), "os": "linux",

@@ -1,7 +1,7 @@
 """A Kubernetes cluster of one real node, all of it in namespaces of its own behind one veth.
 
-etcd, kube-apiserver with RBAC, controller-manager, scheduler, kube-proxy, containerd
-and a kubelet live in one network, mount and process namespace; its first process
+etcd, kube-apiserver with RBAC, controller-manager, scheduler, kube-proxy, containerd,
+a kubelet and a name server for services live in one network, mount and process namespace; its first process
 is the holder. Ending the holder ends everything: pods, rules and mounts included.
 Pods and services are reachable from this machine by routes through the veth.
 
@@ -30,7 +30,7 @@ NODE = "node1"
 LINK = f"mtk{base.TAG}"
 CGROUP = f"magnum-testbed-{base.TAG}-k8s"
 RUNTIME = "/run/containerd/magnum.sock"
-PROGRAMS = ("etcd", "apiserver", "controllers", "scheduler", "proxy", "containerd", "kubelet")
+PROGRAMS = ("etcd", "apiserver", "controllers", "scheduler", "proxy", "containerd", "kubelet", "dns", "names")
 RULES = "https://kubernetes.default.svc"
 
 
@@ -39,7 +39,7 @@ def install() -> None:
     base.apt({
         "etcd-server": "etcd", "containerd": "containerd", "runc": "runc", "containernetworking-plugins": "/usr/lib/cni/bridge",
         "iptables": "iptables", "conntrack": "conntrack", "openssl": "openssl", "iproute2": "ip", "util-linux": "nsenter",
-        "tini": "tini", "curl": "curl", "kubernetes-client": "kubectl", "procps": "sysctl",
+        "tini": "tini", "dnsmasq-base": "dnsmasq", "curl": "curl", "kubernetes-client": "kubectl", "procps": "sysctl",
     })  # fmt: skip
     images.install()
     kubernetes_build.folder()
@@ -64,7 +64,9 @@ class Cluster:
     # what it trusts
 
     def _key(self, name: str) -> None:
-        base.run("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{self.folder}/pki/{name}.key")
+        base.run(
+            "openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{self.folder}/pki/{name}.key"
+        )
 
     def _authority(self, name: str) -> None:
         self._key(name)
@@ -163,7 +165,9 @@ class Cluster:
     def command(self, name: str) -> list[str]:
         """Return the command line of a program of the cluster."""
         pki, folder = self.folder / "pki", self.folder
-        kubeconfigs = [f"--{what}kubeconfig={folder}/{name}.kubeconfig" for what in ("", "authentication-", "authorization-")]
+        kubeconfigs = [
+            f"--{what}kubeconfig={folder}/{name}.kubeconfig" for what in ("", "authentication-", "authorization-")
+        ]
         if name == "etcd":
             client, peer = "http://127.0.0.1:2379", "http://127.0.0.1:2380"
             return ["etcd", "--name=one", f"--data-dir={folder}/etcd", f"--listen-client-urls={client}",
@@ -199,6 +203,19 @@ class Cluster:
                     "--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249"]  # fmt: skip
         if name == "containerd":
             return ["containerd", "--config", f"{folder}/containerd.toml"]
+        if name == "dns":
+            return ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root",
+                    "--pid-file=", "--log-facility=-", f"--hostsdir={folder}/names", "--local=/cluster.local/",
+                    "--bind-interfaces", f"--listen-address={self.address}"]  # fmt: skip
+        if name == "names":
+            # dnsmasq takes up each new file by itself
+            columns = "custom-columns=N:.metadata.namespace,S:.metadata.name,A:.spec.clusterIP"
+            script = (
+                f"while :; do kubectl --kubeconfig={folder}/admin.kubeconfig get services -A --watch --no-headers -o {columns} | "
+                f'while read n s a; do [ "$a" = None ] || echo "$a $s.$n.svc.cluster.local" > {folder}/names/$n.$s; done; '
+                "sleep 0.2; done"
+            )
+            return ["sh", "-c", script]
         return [_program("kubelet"), f"--config={folder}/kubelet.json", f"--kubeconfig={folder}/kubelet.kubeconfig",
                 f"--root-dir={folder}/kubelet", f"--cert-dir={pki}", f"--hostname-override={NODE}", f"--node-ip={self.address}",
                 "--register-node=true", "--container-runtime=remote", f"--container-runtime-endpoint=unix://{RUNTIME}"]  # fmt: skip
@@ -223,7 +240,8 @@ class Cluster:
     def configure(self) -> None:
         """Write what containerd, the kubelet and the network plugin read."""
         folder = self.folder
-        (folder / "cni").mkdir(parents=True, exist_ok=True)
+        for each in ("cni", "names"):
+            (folder / each).mkdir(parents=True, exist_ok=True)
         (folder / "cni" / "10-testbed.conflist").write_text(json.dumps({
             "cniVersion": "0.4.0", "name": "testbed", "plugins": [
                 {"type": "bridge", "bridge": "pods0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": {
@@ -258,6 +276,7 @@ state = "/run/containerd/state"
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "syncFrequency": "5s", "volumeStatsAggPeriod": "0s", "nodeStatusUpdateFrequency": "1s", "registryPullQPS": 0,
             "kubeAPIQPS": 100, "kubeAPIBurst": 200, "maxPods": 250,
+            "clusterDNS": [self.address], "clusterDomain": "cluster.local",
         }))  # fmt: skip
         for top in _controllers():
             (top / CGROUP).mkdir(exist_ok=True)
@@ -267,7 +286,9 @@ state = "/run/containerd/state"
                         (top / CGROUP / each).write_text((top / each).read_text())
 
     def kubectl(self, *words: str, data: bytes | None = None, check: bool = True) -> str:
-        return base.run("kubectl", f"--kubeconfig={self.folder}/admin.kubeconfig", *words, data=data, check=check).stdout
+        return base.run(
+            "kubectl", f"--kubeconfig={self.folder}/admin.kubeconfig", *words, data=data, check=check
+        ).stdout
 
     def healthy(self) -> bool:
         return all(base.pid(f"{NAME}-{name}") for name in PROGRAMS) and (
@@ -301,7 +322,9 @@ def _controllers() -> list[pathlib.Path]:
     top = pathlib.Path("/sys/fs/cgroup")
     if (top / "cgroup.controllers").exists():
         return [top]
-    return [path for path in top.iterdir() if path.is_dir() and not path.is_symlink() and (path / "cgroup.procs").exists()]
+    return [
+        path for path in top.iterdir() if path.is_dir() and not path.is_symlink() and (path / "cgroup.procs").exists()
+    ]
 
 
 def _cluster() -> Cluster:
@@ -334,7 +357,7 @@ def up(hosts: int = 0) -> None:
     log = cluster.folder / "log"
     base.wait(lambda: cluster.kubectl("get", "--raw", "/readyz", check=False) == "ok", "the API server", 90,
               log / "apiserver", f"{NAME}-apiserver")  # fmt: skip
-    for name in ("controllers", "scheduler", "proxy", "kubelet"):
+    for name in ("controllers", "scheduler", "proxy", "kubelet", "dns", "names"):
         cluster.start(name, inner)
     cluster.kubectl("apply", "-f", "-", data=json.dumps(POLICIES).encode())
     ctr = [*cluster.enter(inner), "ctr", "-a", RUNTIME, "-n", "k8s.io"]

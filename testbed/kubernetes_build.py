@@ -83,7 +83,9 @@ def _sources(work: pathlib.Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         lines = pathlib.Path("/etc/apt/sources.list").read_text().splitlines()
         with open(work / "all.list", "w") as out:
-            out.writelines(f"{line}\n{line.replace('deb ', 'deb-src ', 1)}\n" for line in lines if line.startswith("deb "))
+            out.writelines(
+                f"{line}\n{line.replace('deb ', 'deb-src ', 1)}\n" for line in lines if line.startswith("deb ")
+            )
     (work / "parts").mkdir()
     for name in ("all.sources", "all.list"):
         if (work / name).exists() and (work / name).stat().st_size:
@@ -97,7 +99,8 @@ def _sources(work: pathlib.Path) -> None:
     _in(work / "src", ["apt-get", *options, "source", "--download-only", "kubernetes"])
     _in(work / "src", ["apt-get", *options, "download", "golang-github-modern-go-reflect2-dev"])
     (tarball,) = (work / "src").glob("kubernetes_*.orig.tar.gz")
-    found = hashlib.file_digest(open(tarball, "rb"), "sha256").hexdigest()
+    with open(tarball, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SOURCE_SHA256:
         raise base.Failed(f"{tarball.name} has another content than version {VERSION}: {found}")
     (description,) = (work / "src").glob("kubernetes_*.dsc")
@@ -122,7 +125,9 @@ def _in(where: pathlib.Path, argv: list[str], env: dict[str, str] | None = None)
 def _flags() -> str:
     values = {"gitVersion": f"v{VERSION}", "gitMajor": "1", "gitMinor": "20", "gitTreeState": "clean",
               "gitCommit": COMMIT, "buildDate": "2021-01-13T13:20:00Z"}  # fmt: skip
-    packages = [f"k8s.io/kubernetes/vendor/k8s.io/{name}" for name in ("component-base/version", "client-go/pkg/version")]
+    packages = [
+        f"k8s.io/kubernetes/vendor/k8s.io/{name}" for name in ("component-base/version", "client-go/pkg/version")
+    ]
     return " ".join(["-s -w", *(f"-X {p}.{key}={value}" for p in packages for key, value in values.items())])
 
 
@@ -141,7 +146,11 @@ class _Go:
         }  # fmt: skip
 
     def build(self, package: str, target: pathlib.Path, flags: str = "") -> None:
-        _in(self._tree, ["go", "build", "-trimpath", "-tags", TAGS, "-ldflags", flags, "-o", str(target), package], self._env)
+        _in(
+            self._tree,
+            ["go", "build", "-trimpath", "-tags", TAGS, "-ldflags", flags, "-o", str(target), package],
+            self._env,
+        )
 
     def openapi(self) -> None:
         """Generate the definitions of every package that asks for some."""

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from testbed import base, docker, images
+from testbed import base, docker, images, kubernetes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +48,12 @@ def docker_hosts() -> list[Host]:
 @pytest.fixture
 def docker_host(docker_hosts) -> Host:
     return docker_hosts[0]
+
+
+@pytest.fixture(scope="session")
+def kubernetes_cluster() -> dict:
+    """What the test bed tells of its Kubernetes cluster, which is up."""
+    kubernetes.install()
+    with base.lock(base.FOLDER / "lock"):
+        kubernetes.up()
+    return base.facts("kubernetes")

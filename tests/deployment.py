@@ -66,12 +66,16 @@ class Deployment:
     max_body = 2**20
     """Bytes, as configured by default."""
 
-    def __init__(self, name, folder, hosts, more=None, headers=dict):
-        """``more``: group → option → value, over the usual ones; ``headers`` is called for those of every request."""
+    def __init__(self, name, folder, hosts, more=None, headers=dict, keepers=0):
+        """``more``: group → option → value, over the usual ones; ``headers`` is called for those of every request.
+
+        ``keepers``: backends that have the test bed's cluster and no engine of their own.
+        """
         self.name = name
         self.headers = headers
         self.folder = folder
         self.hosts = {f"{name}-{host.name}": host for host in hosts}
+        self.keepers = [f"{name}-keeper{number}" for number in range(1, keepers + 1)]
         self.processes = {}
         (self.port,) = base.free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -95,6 +99,13 @@ class Deployment:
             more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name}, "docker": {"url": host.url},
                     "backend": {"address": host.address}}  # fmt: skip
             self._write(f"{host_name}.conf", more)
+        for keeper in self.keepers:
+            facts = base.facts("kubernetes")
+            self._write(f"{keeper}.conf", {
+                "DEFAULT": {"host": keeper, "state_dir": folder / keeper}, "backend": {"engines": "kubernetes"},
+                "kubernetes": {"clusters": f"main:{facts['kubeconfig']}", "client_ca": f"main:{facts['tenants_ca']}",
+                               "client_ca_key": f"main:{facts['tenants_ca_key']}"},
+            })  # fmt: skip
         done = self.manage("db", "upgrade")
         assert done.returncode == 0, done.stderr
 
@@ -110,7 +121,7 @@ class Deployment:
 
     @property
     def programs(self):
-        return ["conductor", "api", *self.hosts]
+        return ["conductor", "api", *self.hosts, *self.keepers]
 
     def start(self, *names, crash_at=""):
         """Start programs (all by default): ``conductor``, ``api``, or a host's name for its backend."""
@@ -127,7 +138,7 @@ class Deployment:
         """Return once every host is up and requests are served."""
         until(lambda: self.request("GET", "/healthcheck")[0] == 200)
         until(lambda: {h["name"] for h in self.request("GET", "/v1/hosts")[1]["hosts"] if h["status"] == "up"}
-              >= set(self.hosts))  # fmt: skip
+              >= {*self.hosts, *self.keepers})  # fmt: skip
 
     def kill(self, name, number=signal.SIGKILL):
         """End a program; return its exit code."""
@@ -155,7 +166,7 @@ class Deployment:
 
     def stop(self):
         """End all programs in the order that lets each finish; return their exit codes."""
-        return {name: self.kill(name, signal.SIGTERM) for name in ["api", *self.hosts, "conductor"]
+        return {name: self.kill(name, signal.SIGTERM) for name in ["api", *self.hosts, *self.keepers, "conductor"]
                 if name in self.processes}  # fmt: skip
 
     def request(self, method, path, body=None, headers=None, timeout=90):

@@ -1,8 +1,9 @@
 """Objects as the conductor has them, applied to an engine and reported, for the suites of engines."""
 
 import asyncio
+import contextlib
 
-from magnum import objects
+from magnum import errors, objects
 from magnum.engines import base as engines
 from magnum.objects import base
 from magnum.objects import bay as bays
@@ -33,14 +34,22 @@ class Wanted:
         self.driver = engine.drivers[objects.kind_of(item).name]
 
     async def apply(self):
-        outcome = await self.driver.apply(self.item, ignore)
-        return self._report(outcome)
+        """Apply, and go on in rounds, as a backend does, until the engine has settled."""
+        outcome = self._report(await self.driver.apply(self.item, ignore))
+        for _ in range(600):
+            if not outcome.pending:
+                return outcome
+            await asyncio.sleep(0.05)
+            outcome = await self.observe()
+            if outcome.retry_after == 0:
+                outcome = self._report(await self.driver.apply(self.item, ignore))
+        raise AssertionError(f"is {outcome.status} ({outcome.reason}): {outcome.state}")
 
     async def observe(self):
         return self._report(await self.driver.observe(self.item))
 
     async def act(self, action):
-        containers.act(self.item, action)
+        containers.act_on(self.item, action, self.engine.name)
         self.item.generation += 1
         self.item.status = containers.ASKED[action]
         return await self.apply()
@@ -86,9 +95,12 @@ async def gone(driver, uuid, item):
 
 
 async def bay(engine):
-    spec = bays.BaySpec(baymodel_id=base.new_uuid(), members=["here"])
+    spec = bays.BaySpec(baymodel_id=base.new_uuid(), members=["here"], engine=engine.name)
+    if engine.name == "kubernetes":
+        (spec.cluster,) = engine.clusters
     bay = Wanted(engine, bays.Bay(uuid=base.new_uuid(), project_id="p", status="CREATE_IN_PROGRESS", spec=spec))
-    assert (await bay.apply()).status == "CREATE_COMPLETE"
+    made = await bay.apply()
+    assert made.status == "CREATE_COMPLETE", made.reason
     return bay
 
 
@@ -130,9 +142,18 @@ def pod(engine, bay, name="p", controller=None, **spec):
     spec = {"terminationGracePeriodSeconds": 0} | spec
     labels = {"app": name}
     data = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
-    parsed = pods.of(data, engine="docker")[1]
+    parsed = pods.of(data, engine=engine.name)[1]
     item = pods.Pod(
         uuid=base.new_uuid(), name=name, project_id="p", bay_uuid=bay.item.uuid, host="here", status="Creating",
         generation=1, spec=parsed,
     )  # fmt: skip
     return Wanted(engine, item)
+
+
+async def answers(engine):
+    """Return once an engine that was just started tells of itself."""
+    for _ in range(200):
+        with contextlib.suppress(errors.Unavailable):
+            return await engine.facts()
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{engine.name} does not answer")

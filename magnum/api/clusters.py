@@ -342,7 +342,7 @@ def _nodes(call: routing.Call, item: bay.Bay) -> NodeGroup:
     spec, ident = item.spec, _group_id(item)
     return NodeGroup(
         uuid=ident, name=WORKERS, cluster_id=item.uuid, project_id=item.project_id, role="worker", is_default=True,
-        node_count=spec.node_count, min_node_count=1, max_node_count=None, node_addresses=item.state.node_addresses,
+        node_count=views.nodes_of(item), min_node_count=1, max_node_count=None, node_addresses=item.state.node_addresses,
         status=item.status, status_reason=item.status_reason, docker_volume_size=spec.docker_volume_size,
         flavor_id=spec.flavor_id, image_id=None, labels=spec.labels, labels_overridden={}, labels_added={},
         labels_skipped={}, node_labels={}, node_taints=[], created_at=item.created_at, updated_at=item.updated_at,

@@ -16,10 +16,9 @@ class Pods(msgspec.Struct):
 
 
 class LogQuery(tunnels.LogQuery):
-    """``container``: which of the pod's, needed if it has several. ``previous``: that of the run before."""
+    """``container``: which of the pod's, needed if it has several."""
 
     container: str | None = None
-    previous: bool = False
 
 
 class ExecuteQuery(tunnels.ExecuteQuery, kw_only=True):
@@ -94,7 +93,7 @@ async def delete(call: routing.Call, ident: str, query: verbs.Change) -> routing
 async def logs(call: routing.Call, ident: str, query: LogQuery) -> Any:
     """Read the output of a pod's container, or follow it (``follow=1``: a stream of text)."""
     item = await verbs.find(call, "pod", ident, query)
-    return await tunnels.logs(call, item, query, query.container, query.previous)
+    return await tunnels.logs(call, item, query, query.container)
 
 
 @ROUTES.put("/v1/pods/{ident}/execute", rule="pod:execute", answers={200: tunnels.Output})

@@ -21,12 +21,16 @@ MAX_OUTPUT = 8 * 2**20
 
 
 class LogQuery(verbs.Which):
-    """``tail``: lines from the end. ``since``: Unix seconds. ``follow``: go on as a stream of text."""
+    """``tail``: lines from the end. ``since``: Unix seconds. ``follow``: go on as a stream of text.
+
+    ``previous``: the log of the run before.
+    """
 
     tail: int | None = None
     since: float | None = None
     timestamps: bool = False
     follow: bool = False
+    previous: bool = False
     stdout: bool = True
     stderr: bool = True
 
@@ -87,7 +91,7 @@ async def opened(
         await expected.close()
 
 
-async def logs(call: routing.Call, item: Any, query: Any, member: str | None = None, previous: bool = False) -> Any:
+async def logs(call: routing.Call, item: Any, query: Any, member: str | None = None) -> Any:
     """Answer a log: JSON with its text, or a stream of text that goes on."""
     if query.tail is not None and query.tail < 0:
         raise errors.Invalid("must not be negative", field="tail")
@@ -95,7 +99,7 @@ async def logs(call: routing.Call, item: Any, query: Any, member: str | None = N
         raise errors.Invalid("one of stdout and stderr must be asked for", field="stdout")
     asked = {
         "verb": "logs", "follow": query.follow, "tail": query.tail, "since": query.since,
-        "timestamps": query.timestamps, "member": member, "previous": previous,
+        "timestamps": query.timestamps, "member": member, "previous": query.previous,
     }  # fmt: skip
     channels = {c for c, wanted in ((streams.STDOUT, query.stdout), (streams.STDERR, query.stderr)) if wanted}
     if query.follow:

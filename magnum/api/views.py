@@ -176,7 +176,10 @@ class ReplicationController(Placed, kw_only=True):
 
 
 class Host(msgspec.Struct, kw_only=True):
-    """``memory`` and ``disk`` (free) in bytes, ``cpus`` in cores. ``status``: up, down or disabled."""
+    """``memory`` and ``disk`` (free) in bytes, ``cpus`` in cores. ``status``: up, down or disabled.
+
+    ``clusters``: the Kubernetes clusters that it reaches, by the operator's names.
+    """
 
     uuid: str
     name: str
@@ -189,6 +192,7 @@ class Host(msgspec.Struct, kw_only=True):
     address: str
     labels: dict[str, str]
     containers: int
+    clusters: dict[str, host.Cluster]
     last_seen_at: datetime.datetime | None
     created_at: datetime.datetime | None
     updated_at: datetime.datetime | None
@@ -220,14 +224,20 @@ def _of(view: type[Any], item: Any, links: list[Link], **more: Any) -> Any:
     return view(links=links, **given)
 
 
+def nodes_of(item: bay.Bay) -> int:
+    """Return how many machines a bay has: of a cluster's slice, those that the cluster has ready."""
+    return item.spec.node_count if item.state.node_count is None else item.state.node_count
+
+
 def of(item: Any, links: list[Link]) -> Any:
     """Return how clients are shown ``item``."""
     if isinstance(item, container.Container):
-        return _of(Container, item, links, ports=item.state.ports or item.spec.ports)
+        place = item.state.node or item.host
+        return _of(Container, item, links, ports=item.state.ports or item.spec.ports, host=place)
     if isinstance(item, pod.Pod):
-        return _of(Pod, item, links)
+        return _of(Pod, item, links, host=item.state.node or item.host)
     if isinstance(item, bay.Bay):
-        return _of(Bay, item, links)
+        return _of(Bay, item, links, node_count=nodes_of(item))
     if isinstance(item, bay_model.BayModel):
         return _of(BayModel, item, links)
     if isinstance(item, service.Service):
@@ -243,6 +253,6 @@ def host_of(item: host.Host, links: list[Link]) -> Host:
     return Host(
         uuid=item.uuid, name=item.name, status=item.status, status_reason=item.status_reason, engines=facts.engines,
         cpus=facts.cpus, memory=facts.memory, disk=facts.disk, address=facts.address, labels=facts.labels,
-        containers=facts.containers, last_seen_at=item.last_seen_at, created_at=item.created_at,
+        containers=facts.containers, clusters=facts.clusters, last_seen_at=item.last_seen_at, created_at=item.created_at,
         updated_at=item.updated_at, links=links,
     )  # fmt: skip

@@ -32,6 +32,8 @@ ENGINES = "magnum.engines"
 CALL_SECONDS = 10.0
 FACTS_SECONDS = 5.0
 AGAIN = 1.0
+MEET_SECONDS = 0.2
+MEET_AT_ONCE = 200
 END_SECONDS = 5.0
 """Seconds that work in hand has to come to its end."""
 
@@ -65,6 +67,8 @@ class Server(backend_rpc.Backend):
         self._nudged: set[str] = set()
         self._woken = asyncio.Event()
         self._whole = True
+        self._met: set[tuple[str, str]] = set()
+        self._meeting = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._streams = streams.Streams(conf)
         self._said: dict[str, str] = {}
@@ -77,7 +81,12 @@ class Server(backend_rpc.Backend):
         await self.transport.serve(
             f"{backend_rpc.TOPIC}.{self.host}", rpc.handler(backend_rpc.Backend, self), shared=False
         )
-        loops = [self._beat(), self._converge(), *(self._watch(engine) for engine in self.engines.values())]
+        loops = [
+            self._beat(),
+            self._converge(),
+            self._introduce(),
+            *(self._watch(engine) for engine in self.engines.values()),
+        ]
         self._tasks = [asyncio.create_task(each) for each in loops]
 
     async def close(self) -> None:
@@ -159,6 +168,9 @@ class Server(backend_rpc.Backend):
     async def top(self, context: contexts.Context, item: objects.AnyObject) -> dict[str, object]:
         return await self.driver(item).top(item)
 
+    async def certificate(self, context: contexts.Context, item: objects.AnyObject, csr: str | None) -> str:
+        return await self.driver(item).certificate(item, csr, context.user_id)
+
     async def ping(self, context: contexts.Context) -> dict[str, str]:
         found = {}
         for name, engine in self.engines.items():
@@ -191,7 +203,14 @@ class Server(backend_rpc.Backend):
                 self._say(name, error.detail)
                 continue
             for field, value in seen.items():
-                if field == "engines":
+                if field in ("cpus", "memory", "containers") and engine.shared and len(self.engines) > 1:
+                    # a cluster's, while this host's own are what others are placed by
+                    continue
+                if field == "clusters":
+                    found.clusters = base.convert(value, dict[str, host.Cluster])
+                elif field == "problem":
+                    found.problem = value or found.problem
+                elif field == "engines":
                     found.engines.update(value)
                 elif isinstance(value, (int, float)) and field != "disk":
                     setattr(found, field, max(getattr(found, field), value))
@@ -236,6 +255,9 @@ class Server(backend_rpc.Backend):
                         self._woken.set()
                     elif notice.uuid in self._works:
                         self._works[notice.uuid].look()
+                    elif engine.shared:
+                        self._met.add((notice.kind, notice.uuid))
+                        self._meeting.set()
             except Exception:
                 LOG.exception("watch failed", engine=engine.name)
             await asyncio.sleep(AGAIN)
@@ -271,6 +293,10 @@ class Server(backend_rpc.Backend):
             return
         wanted = await self._wanted(sorted(uuids))
         for item in wanted:
+            if isinstance(item, objects.bay.Bay) and item.uuid not in self._works and self.engine(item).shared:
+                # another kept it: what others made in it is to be seen, too
+                self._whole = True
+                self._woken.set()
             self._work(objects.kind_of(item).name, item.uuid).apply(item)
         for uuid in uuids - {item.uuid for item in wanted}:
             known = self._works.get(uuid)
@@ -299,6 +325,36 @@ class Server(backend_rpc.Backend):
             for item in steps.look:
                 self._work(objects.kind_of(item).name, item.uuid).look(item)
             await self._judge(engine, steps.strangers)
+            if engine.shared:
+                self._met |= {(objects.kind_of(item).name, item.uuid) for item in await engine.others()}
+                self._meeting.set()
+
+    async def _introduce(self) -> None:
+        """Tell the conductor what others made in the bays of this host."""
+        while True:
+            await self._meeting.wait()
+            # much of it comes at once
+            await asyncio.sleep(MEET_SECONDS)
+            self._meeting.clear()
+            met, self._met = self._met, set()
+            found = [
+                item
+                for engine in self.engines.values() if engine.shared
+                for kind, uuid in met if uuid not in self._works
+                if (item := engine.other(kind, uuid)) is not None and item.bay_uuid in self._works
+            ]  # fmt: skip
+            for start in range(0, len(found), MEET_AT_ONCE):
+                part = found[start : start + MEET_AT_ONCE]
+                try:
+                    known = await self.conductor.found(contexts.service(self.host).within(CALL_SECONDS), part)
+                except errors.MagnumError as error:
+                    LOG.debug("not introduced", reason=str(error))
+                    self._met |= {(objects.kind_of(item).name, item.uuid) for item in part}
+                    self._meeting.set()
+                    await asyncio.sleep(AGAIN)
+                    continue
+                for item in known:
+                    self._work(objects.kind_of(item).name, item.uuid).look(item)
 
     def _has(self, engine: engines.Engine, item: Any) -> bool:
         """Return whether ``item`` is compared with what ``engine`` shows; what no engine has is told by any round."""
@@ -317,6 +373,8 @@ class Server(backend_rpc.Backend):
         )
         for one in asked:
             verdict = verdicts.get(one.uuid)
+            if verdict == "moved" and engine.shared:
+                continue
             if verdict in ("deleted", "moved") and one.kind in engine.drivers:
                 LOG.info("removing what is not wanted here", kind=one.kind, uuid=one.uuid, verdict=verdict)
                 left = await engine.drivers[one.kind].remove(one.uuid, None)

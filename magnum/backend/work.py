@@ -19,7 +19,7 @@ import structlog
 from magnum import errors, faults, objects
 from magnum.backend import converge
 from magnum.engines import base as engines
-from magnum.objects import container, pod, service
+from magnum.objects import container, pod, replication_controller, service
 
 if TYPE_CHECKING:
     from magnum.backend import server
@@ -32,10 +32,11 @@ AWAY_AGAIN = 1.0
 """Seconds before an engine that was away is tried again."""
 BROKEN_AGAIN = 10.0
 
-CHECKS: dict[str, collections.abc.Callable[[Any], Any]] = {
-    "container": container.check,
-    "pod": lambda spec: pod.check(spec, "docker"),
-    "service": lambda spec: service.check(spec, "docker"),
+CHECKS: dict[str, collections.abc.Callable[[Any, str], Any]] = {
+    "container": lambda spec, engine: container.check_on(container.check(spec), engine),
+    "pod": pod.check,
+    "service": service.check,
+    "rc": replication_controller.check,
 }
 """The same checks as the api's, once more: nothing unchecked reaches an engine."""
 
@@ -195,7 +196,8 @@ class Work:
             answer = await self._backend.reports.put(self.kind, item, outcome)
             self._told, self._answer = told, answer
         if answer is None:
-            if not outcome.gone:
+            # what several backends may have is another's now, or its end is the conductor's to say
+            if not outcome.gone and not self._backend.engine(item).shared:
                 left = await self._backend.driver(item).remove(self.uuid, None)
                 if not left.gone:
                     self._again(left.retry_after if left.retry_after is not None else AWAY_AGAIN)
@@ -224,7 +226,8 @@ class Work:
         if what == "look":
             return await driver.observe(item)
         try:
-            CHECKS.get(self.kind, lambda spec: spec)(item.spec)
+            if self.kind in CHECKS and not getattr(item.spec, "foreign", False):
+                CHECKS[self.kind](item.spec, self._backend.engine(item).name)
         except errors.Invalid as error:
             kind = objects.KINDS[self.kind]
             return engines.Outcome(status=kind.failure_of(item.status), reason=str(error))

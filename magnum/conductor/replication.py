@@ -57,6 +57,9 @@ async def reconcile(db: store.Store, conf: cfg.ConfigOpts, bay_uuid: str, conduc
     kind = objects.KINDS["rc"]
 
     async def look(tx: store.Transaction) -> list[Any]:
+        where = await tx.by_uuid(objects.KINDS["bay"], bay_uuid)
+        if where is None or where.item.spec.engine != "docker":
+            return []
         records = await tx.records(kind, tables.KINDS["rc"].c.bay_uuid == bay_uuid)
         return [record.item for record in records if not record.item.deleting]
 
@@ -78,7 +81,7 @@ async def _one(
         if record is None or record.item.deleting:
             return None
         where = await tx.by_uuid(objects.KINDS["bay"], record.item.bay_uuid)
-        if where is None or where.item.deleting or where.item.spec.engine != "docker":
+        if where is None or where.item.deleting:
             return None
         live = await _live(tx, conf, record.item, conductor)
         surplus = len(live) - record.item.spec.replicas

@@ -17,7 +17,7 @@ HOST_LABEL = "host."
 """A bay model's label ``host.<name>=<value>`` asks for hosts with that label."""
 
 
-def _why_not(machine: hosts.Host, engine: str, labels: dict[str, str]) -> str | None:
+def why_not(machine: hosts.Host, engine: str, wanted: dict[str, str]) -> str | None:
     """Return why ``machine`` cannot take anything now, None if it can."""
     if machine.disabled:
         return "is disabled"
@@ -25,18 +25,20 @@ def _why_not(machine: hosts.Host, engine: str, labels: dict[str, str]) -> str | 
         return f"is {machine.status}" + (f": {machine.status_reason}" if machine.status_reason else "")
     if engine not in machine.facts.engines:
         return f"has no {engine} engine" + (f": {machine.facts.problem}" if machine.facts.problem else "")
-    for name, value in labels.items():
+    for name, value in wanted.items():
         if machine.facts.labels.get(name) != value:
             return f"has not the label {name}={value}"
     return None
 
 
-def _refusal(words: str, reasons: dict[str, str]) -> errors.NoHostFits:
+def refusal(words: str, reasons: dict[str, str]) -> errors.NoHostFits:
+    """Return the error that says of each host why it cannot take something."""
     detail = "; ".join(f"{name} {reason}" for name, reason in sorted(reasons.items()))
     return errors.NoHostFits(f"{words}: {detail}" if detail else f"{words}: there is no host", hosts=reasons)
 
 
-def _labels(spec: bay.BaySpec) -> dict[str, str]:
+def labels(spec: bay.BaySpec) -> dict[str, str]:
+    """Return the labels that a bay's hosts must have."""
     return {k.removeprefix(HOST_LABEL): v for k, v in spec.labels.items() if k.startswith(HOST_LABEL)}
 
 
@@ -55,13 +57,13 @@ async def members(tx: store.Transaction, spec: bay.BaySpec) -> list[str]:
     for machine in await tx.hosts():
         if machine.name in chosen:
             continue
-        reason = _why_not(machine, spec.engine, _labels(spec))
+        reason = why_not(machine, spec.engine, labels(spec))
         if reason is None:
             found.append(machine.name)
         else:
             reasons[machine.name] = reason
     if len(found) < missing:
-        raise _refusal(f"{wanted} hosts are asked for and {len(found) + len(chosen)} fit", reasons)
+        raise refusal(f"{wanted} hosts are asked for and {len(found) + len(chosen)} fit", reasons)
     usage = await tx.placed(found)
     found.sort(key=lambda name: (usage[name].nodes, usage[name].count, random.random()))  # noqa: S311
     return chosen + sorted(found[:missing])
@@ -82,7 +84,12 @@ def _lacks(machine: hosts.Host, usage: store.Usage, demand: base.Demand, taken: 
 
 
 async def place(tx: store.Transaction, kind: base.Kind, item: Any, where: bay.Bay) -> str:
-    """Return the host of ``where`` that ``item`` is to run on. Raises NoHostFits."""
+    """Return the host of ``where`` that ``item`` is to run on. Raises NoHostFits.
+
+    In a slice of a cluster that is the one which keeps the bay: the cluster has its own scheduler.
+    """
+    if where.spec.cluster is not None:
+        return where.spec.members[0]
     demand = kind.demand(item.spec)
     names = where.spec.members
     # what is counted must not be counted twice at once
@@ -96,7 +103,7 @@ async def place(tx: store.Transaction, kind: base.Kind, item: Any, where: bay.Ba
         if machine is None:
             reasons[name] = "is not known"
             continue
-        reason = _why_not(machine, where.spec.engine, {}) or _lacks(
+        reason = why_not(machine, where.spec.engine, {}) or _lacks(
             machine, usage[name], demand, taken.get(f"port:{name}", {})
         )
         if reason is None:
@@ -104,5 +111,5 @@ async def place(tx: store.Transaction, kind: base.Kind, item: Any, where: bay.Ba
         else:
             reasons[name] = reason
     if not fits:
-        raise _refusal(f"no host of bay {where.name} fits", reasons)
+        raise refusal(f"no host of bay {where.name} fits", reasons)
     return min(fits, key=lambda name: (usage[name].count, usage[name].memory, random.random()))  # noqa: S311

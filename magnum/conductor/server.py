@@ -24,7 +24,7 @@ from oslo_config import cfg
 
 from magnum import context as contexts
 from magnum import errors, faults, objects
-from magnum.conductor import quotas, replication, scheduler, services
+from magnum.conductor import quotas, replication, scheduler, services, takeover
 from magnum.db import schema, store, tables
 from magnum.objects import base, bay, host
 from magnum.rpc import backend as backend_rpc
@@ -167,7 +167,11 @@ class Server(conductor_rpc.Conductor):
         if isinstance(new, bay.Bay):
             model = (await tx.find(objects.KINDS["baymodel"], new.spec.baymodel_id, lock="share")).item
             new.spec = bay.inherit(new.spec, model)
-            new.spec.members = await scheduler.members(tx, new.spec)
+            new.spec.cluster, new.spec.certificates = None, 1
+            if new.spec.engine == "kubernetes":
+                new.spec.cluster, new.spec.members = await takeover.choose(tx, new.spec)
+            else:
+                new.spec.members = await scheduler.members(tx, new.spec)
             new.spec.overlay = bay.spans(new.spec)
             return
         if not kind.in_bay:
@@ -186,11 +190,13 @@ class Server(conductor_rpc.Conductor):
                 status=where.status,
             )
         new.bay_uuid = where.uuid
+        if kind.check is not None:
+            kind.check(new.spec, where.spec.engine)
         if kind.unique_in_bay:
             table = tables.KINDS[kind.name]
             if await tx.count(kind, table.c.bay_uuid == where.uuid, table.c.name == new.name):
                 raise errors.Conflict(f"bay {where.name} has a {kind.name} {new.name!r} already", field="name")
-        if kind.spread == "one":
+        if kind.spread == "one" or (kind.spread == "none" and where.spec.cluster is not None):
             new.host = await scheduler.place(tx, kind, new, where)
 
     async def _insert(self, tx: store.Transaction, kind: base.Kind, new: Any) -> Any:
@@ -264,7 +270,21 @@ class Server(conductor_rpc.Conductor):
         record = await tx.find(kind, ident, await self._bay(tx, where), lock="write")
         if record.item.deleting and doing != "delete":
             raise errors.Conflict(f"cannot {doing} a {kind.name} that is being deleted", status=record.item.status)
+        if getattr(record.item.spec, "foreign", False):
+            controller = getattr(record.item.spec, "controller", None)
+            if doing != "delete" and controller is not None:
+                raise errors.Conflict(f"cannot {doing} it: it is as the template of its controller {controller} says")
+            if controller is None:
+                raise errors.Conflict(f"cannot {doing} it: Magnum did not make it; whoever made it in the cluster can")
         return record
+
+    async def _engine(self, tx: store.Transaction, item: Any) -> str:
+        """Return the name of the engine that an object is on, empty if it is on none."""
+        where = item if isinstance(item, bay.Bay) else None
+        if where is None and item.bay_uuid is not None:
+            record = await tx.by_uuid(objects.KINDS["bay"], item.bay_uuid)
+            where = record.item if record is not None else None
+        return where.spec.engine if where is not None else ""
 
     async def update(
         self, context: contexts.Context, kind: str, ident: str, bay: str | None, patch: list[dict[str, object]]
@@ -275,6 +295,11 @@ class Server(conductor_rpc.Conductor):
             record = await self._hold(tx, known, ident, bay, "update")
             item = record.item
             name, spec = patched(known, item, patch)
+            if known.check is not None and spec != item.spec:
+                engine = await self._engine(tx, item)
+                if engine == "kubernetes" and known.name == "container":
+                    raise errors.NotSupported("Kubernetes changes nothing of a container that it has: make another")
+                known.check(spec, engine)
             await quotas.check(tx, self.conf, item.project_id, known, spec, item.spec)
             if known.name == "bay":
                 spec = await self._resize(tx, item, spec)
@@ -291,6 +316,9 @@ class Server(conductor_rpc.Conductor):
     async def _resize(self, tx: store.Transaction, item: bay.Bay, spec: bay.BaySpec) -> bay.BaySpec:
         """Return ``spec`` with the members that its number of nodes needs. Raises NoHostFits, Conflict (none is empty)."""
         kind = objects.KINDS["bay"]
+        if item.spec.cluster is not None:
+            await takeover.resize(tx, item, spec)
+            return spec
         before = set(item.spec.members)
         wanted = scheduler.nodes(spec)
         if wanted < len(before):
@@ -364,7 +392,7 @@ class Server(conductor_rpc.Conductor):
                 raise errors.NotFound(f"a {known.name} has no action {action!r}")
             if record.lost:
                 raise errors.Conflict(f"cannot {action}: host {record.item.host} is down", status=store.UNKNOWN)
-            known.act(record.item, action)
+            known.act(record.item, action, await self._engine(tx, record.item))
             await self._intend(tx, known, record, action)
             return record.item  # type: ignore[no-any-return]
 
@@ -404,7 +432,9 @@ class Server(conductor_rpc.Conductor):
                     raise errors.Conflict(f"{users} bays are made from bay model {item.name}")
             if known.name == "bay":
                 await self._empty(tx, item)
-            if known.name == "rc":
+            if known.name == "rc" and item.host is not None:
+                item.spec.keep_pods = keep
+            elif known.name == "rc":
                 await replication.release(tx, item, keep, self.doom)
             await self.doom(tx, known, record)
             return item  # type: ignore[no-any-return]
@@ -417,7 +447,10 @@ class Server(conductor_rpc.Conductor):
             if kind.in_bay:
                 table = tables.KINDS[kind.name]
                 for record in await tx.records(kind, table.c.bay_uuid == where.uuid, lock="write"):
-                    if not record.item.deleting:
+                    if getattr(record.item.spec, "foreign", False):
+                        # it ends with the namespace
+                        await self._bury(tx, kind, record.item)
+                    elif not record.item.deleting:
                         await self.doom(tx, kind, record)
 
     async def doom(self, tx: store.Transaction, kind: base.Kind, record: store.Record) -> None:
@@ -502,7 +535,7 @@ class Server(conductor_rpc.Conductor):
         if report.sequence <= record.seq or report.generation < item.generation:
             return item
         record.seq = report.sequence
-        if report.gone and item.deleting:
+        if report.gone and (item.deleting or getattr(item.spec, "foreign", False)):
             await self._bury(tx, kind, item)
             return None
         state = msgspec.convert(report.state, kind.state)
@@ -527,7 +560,7 @@ class Server(conductor_rpc.Conductor):
         if report.gone:
             await tx.drop_share(share)
             shares.remove(share)
-            if item.deleting and not shares:
+            if not shares and (item.deleting or getattr(item.spec, "foreign", False)):
                 await self._bury(tx, kind, item)
                 return None
         else:
@@ -571,6 +604,45 @@ class Server(conductor_rpc.Conductor):
             tx.note(kind, item, "observed", action=record.action if item.operation else "", was=was, reason=reason,
                     request_id=item.operation or tx.context.request_id)  # fmt: skip
         await tx.save(kind, record)
+
+    async def found(self, context: contexts.Context, items: list[objects.AnyObject]) -> list[objects.AnyObject]:
+        async def work(tx: store.Transaction) -> list[objects.AnyObject]:
+            bays: dict[str, Any] = {}
+            known = []
+            for item in sorted(items, key=lambda each: each.uuid):
+                where = item.bay_uuid or ""
+                if where not in bays:
+                    record = await tx.by_uuid(objects.KINDS["bay"], where, lock="share")
+                    bays[where] = record.item if record is not None else None
+                written = await self._meet(tx, context.host, bays[where], item)
+                if written is not None:
+                    known.append(written)
+            return known
+
+        return await self.store.write(context, work)
+
+    async def _meet(self, tx: store.Transaction, name: str, where: bay.Bay | None, item: Any) -> Any:
+        """Write what another made in a bay; return it as it is known, None if it is not to be."""
+        kind = objects.kind_of(item)
+        if where is None or where.deleting or where.spec.cluster is None or name not in where.spec.members:
+            return None
+        if kind.name not in ("pod", "service", "rc"):
+            return None
+        there = await tx.by_uuid(kind, item.uuid)
+        if there is not None:
+            return there.item if there.item.bay_uuid == where.uuid else None
+        table = tables.KINDS[kind.name]
+        if await tx.count(kind, table.c.bay_uuid == where.uuid, table.c.name == item.name):
+            return None
+        item.spec.foreign = True
+        item.project_id, item.user_id, item.deleting, item.operation = where.project_id, "", False, None
+        item.host = name if kind.spread != "members" else None
+        item.generation = item.observed_generation = 1
+        await tx.insert(kind, store.Record(item=item))
+        if kind.spread == "members":
+            await tx.place(kind, item.uuid, [name])
+        tx.note(kind, item, "observed", reason="made in the cluster by another")
+        return item
 
     async def wanted(self, context: contexts.Context, uuids: list[str] | None = None) -> list[objects.AnyObject]:
         async def work(tx: store.Transaction) -> list[objects.AnyObject]:
@@ -763,6 +835,7 @@ class Server(conductor_rpc.Conductor):
             try:
                 await self._beat_itself()
                 await self._find_silent()
+                await takeover.sweep(self.store)
                 await self._find_late()
                 if clock() - rounds > ROUND:
                     rounds = clock()

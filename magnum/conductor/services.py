@@ -121,6 +121,9 @@ async def refresh(db: store.Store, bay_uuid: str) -> None:
         records = await tx.records(kind, tables.KINDS["service"].c.bay_uuid == bay_uuid)
         if not records:
             return []
+        where = await tx.by_uuid(objects.KINDS["bay"], bay_uuid)
+        if where is None or where.item.spec.engine != "docker":
+            return []
         pods = await _pods(tx, bay_uuid)
         return [
             r.item.uuid for r in records

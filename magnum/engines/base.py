@@ -123,6 +123,10 @@ class Driver(abc.ABC):
         """Open logs, attach or exec (an ``rpc.backend.StreamAsked``-shaped request). Raises NotSupported, Conflict, NotFound."""
         raise errors.NotSupported(f"a {type(item).__name__} has no {asked.verb} on this engine")
 
+    async def certificate(self, item: Any, csr: str | None, user: str) -> str:
+        """Return a certificate, PEM: that of the authority, or one for a request (PEM) of ``user``. Raises Invalid."""
+        raise errors.NotSupported(f"a {type(item).__name__} has no certificates on this engine")
+
     async def stats(self, item: Any) -> dict[str, Any]:
         raise errors.NotSupported("this engine shows no statistics of it")
 
@@ -134,6 +138,8 @@ class Engine(abc.ABC):
     """One engine of a machine. ``drivers``: kind → Driver."""
 
     name: ClassVar[str]
+    shared: ClassVar[bool] = False
+    """Whether several backends may have the same: what one of them keeps is then no stranger to the others."""
     drivers: dict[str, Driver]
 
     @abc.abstractmethod
@@ -153,6 +159,14 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     async def seen(self) -> list[Seen]:
         """Return everything that bears our deployment's label."""
+
+    async def others(self) -> list[Any]:
+        """Return what others made in our bays, as objects of ours that are to be shown. Raises Unavailable."""
+        return []
+
+    def other(self, kind: str, uuid: str) -> Any | None:
+        """Return one of ``others``, None if there is none."""
+        return None
 
     @abc.abstractmethod
     def watch(self) -> collections.abc.AsyncIterator[Notice]:

@@ -90,11 +90,12 @@ class Kind(msgspec.Struct, kw_only=True, frozen=True):
 
     ``pending`` are statuses of work in progress; ``asked`` maps an action (or
     ``create``, ``update``, ``delete``) to the pending status that it sets.
-    ``act(object, action)`` changes the spec in place for an action, raising
-    Conflict when the object's status does not allow it. ``patch(object, spec)``
+    ``act(object, action, engine)`` changes the spec in place for an action, raising
+    Conflict when the object's status does not allow it, NotSupported when the engine lacks it. ``patch(object, spec)``
     checks a changed spec against the old object and returns the new spec,
     raising Invalid for a field that may not change. ``combine`` makes the
-    whole's (status, reason, state) from its placements.
+    whole's (status, reason, state) from its placements. ``check(spec, engine)``
+    raises Invalid naming what an engine cannot honour.
 
     ``owner`` is the spec's field with the uuid of the object that this one hangs
     on (a bay's model, a pod's controller). ``chosen`` are fields of the spec that
@@ -122,8 +123,9 @@ class Kind(msgspec.Struct, kw_only=True, frozen=True):
     chosen: tuple[str, ...] = ()
     demand: collections.abc.Callable[[Any], Demand] = _nothing
     timeout: collections.abc.Callable[[Any], float | None] | None = None
-    act: collections.abc.Callable[[Any, str], None] | None = None
+    act: collections.abc.Callable[[Any, str, str], None] | None = None
     patch: collections.abc.Callable[[Any, Any], Any] | None = None
+    check: collections.abc.Callable[[Any, str], Any] | None = None
     combine: collections.abc.Callable[[Any, list[Placement]], tuple[str, str | None, Any]] | None = None
 
     def failure_of(self, status: str) -> str:

@@ -16,6 +16,8 @@ class BaySpec(base.Spec):
     """What a tenant asks for, and what the conductor chose: ``members``, the hosts, and ``overlay``.
 
     ``overlay``: the network was made to span hosts, which it stays when all but one have left.
+    ``cluster``: the cluster that a Kubernetes bay is a slice of. ``certificates``: grows with
+    each rotation, after which certificates that were signed before open nothing.
 
     ``baymodel_id`` is the model's uuid. ``engine``, ``network_driver`` and
     ``labels`` are copied from the model when the bay is made, so a model may
@@ -48,10 +50,15 @@ class BaySpec(base.Spec):
     leave_first: list[str] = []
     members: list[str] = []
     overlay: bool = False
+    cluster: str | None = None
+    certificates: int = 1
 
 
 class BayState(base.State):
-    """What stands. ``network`` is the engine's name of the bay's network, ``subnet`` its CIDR."""
+    """What stands. ``network`` is the engine's name of the bay's network or namespace, ``subnet`` its CIDR.
+
+    ``node_count``: the machines that a cluster has ready; None on Docker, where it is as asked for.
+    """
 
     api_address: str | None = None
     node_addresses: list[str] = []
@@ -61,6 +68,8 @@ class BayState(base.State):
     subnet: str | None = None
     hosts: dict[str, str] = {}
     """Status of each member."""
+    node_count: int | None = None
+    cluster: str | None = None
 
 
 class Bay(base.Object, tag="bay"):
@@ -140,6 +149,8 @@ def combine(bay: Bay, placements: list[base.Placement]) -> tuple[str, str | None
         state.coe_version = state.coe_version or seen.coe_version
         state.network = state.network or seen.network
         state.subnet = state.subnet or seen.subnet
+        state.node_count = seen.node_count if state.node_count is None else state.node_count
+        state.cluster = state.cluster or seen.cluster
         if placement.status.endswith("FAILED"):
             failed = True
             reasons.append(f"{placement.host}: {placement.reason}")
@@ -149,6 +160,20 @@ def combine(bay: Bay, placements: list[base.Placement]) -> tuple[str, str | None
                 reasons.append(f"{placement.host}: {placement.reason}")
     status = f"{verb}_FAILED" if failed else f"{verb}_IN_PROGRESS" if behind else f"{verb}_COMPLETE"
     return status, "; ".join(reasons) or None, state
+
+
+def act(item: Bay, action: str, engine: str) -> None:
+    """Change ``item``'s spec as an action asks: ``rotate`` makes earlier certificates open nothing.
+
+    Raises NotFound for an unknown action, NotSupported for a bay without certificates, Conflict.
+    """
+    if action != "rotate":
+        raise errors.NotFound(f"a bay has no action {action!r}")
+    if item.spec.engine != "kubernetes":
+        raise errors.NotSupported(f"bay {item.name} is made of Docker hosts, which have no certificates of tenants")
+    if item.deleting or (item.status.startswith("CREATE_") and item.status != "CREATE_COMPLETE"):
+        raise errors.Conflict(f"bay {item.name} is {item.status}", status=item.status)
+    item.spec.certificates += 1
 
 
 def demand(spec: BaySpec) -> base.Demand:
@@ -166,7 +191,8 @@ KIND = base.Kind(
     initial="CREATE_IN_PROGRESS", failed="CREATE_FAILED",
     pending=frozenset({"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}),
     asked={"create": "CREATE_IN_PROGRESS", "update": "UPDATE_IN_PROGRESS", "delete": "DELETE_IN_PROGRESS",
-           "retry": "UPDATE_IN_PROGRESS"},
-    patch=patch, combine=combine, owner="baymodel_id", chosen=("members", "overlay"), demand=demand, timeout=timeout,
+           "retry": "UPDATE_IN_PROGRESS", "rotate": "UPDATE_IN_PROGRESS"},
+    patch=patch, combine=combine, act=act, owner="baymodel_id",
+    chosen=("members", "overlay", "cluster", "certificates"), demand=demand, timeout=timeout,
     failures={f"{verb}_IN_PROGRESS": f"{verb}_FAILED" for verb in ("CREATE", "UPDATE", "DELETE")},
 )  # fmt: skip

@@ -97,7 +97,10 @@ class ContainerSpec(base.Spec):
 
 
 class ContainerState(base.State):
-    """What the engine shows. ``addresses``: network name → list of IP addresses."""
+    """What the engine shows. ``addresses``: network name → list of IP addresses.
+
+    ``node`` is the cluster's machine that it is on; ``applied``: what the engine had of our wish, as a hash.
+    """
 
     engine_id: str | None = None
     image_id: str | None = None
@@ -109,6 +112,8 @@ class ContainerState(base.State):
     finished_at: str | None = None
     restart_count: int = 0
     health: str | None = None
+    node: str | None = None
+    applied: str | None = None
 
 
 class Container(base.Object, tag="container"):
@@ -147,6 +152,28 @@ def act(container: Container, action: str) -> None:
     container.spec.power = power
     container.spec.reboot_of = container.state.started_at if action == "reboot" else None
     container.spec.start_of = container.state.started_at if action == "start" else None
+
+
+LACKING = {
+    "pause": "has no way to freeze a container",
+    "unpause": "has no way to freeze a container",
+    "stop": "cannot stop a container and keep it: delete it, and make another",
+    "reboot": "cannot start a container again with its files: delete it, and make another",
+}
+"""Action → why a container on a Kubernetes bay has none."""
+
+
+def act_on(container: Container, action: str, engine: str) -> None:
+    """Change ``container``'s spec as ``action`` asks, on an engine. As ``act``; raises NotSupported for what it lacks."""
+    if engine == "kubernetes":
+        if action in LACKING:
+            raise errors.NotSupported(f"Kubernetes {LACKING[action]}", status=container.status, action=action)
+        if action == "start" and container.status == "Stopped":
+            raise errors.NotSupported(
+                "Kubernetes cannot start a container again that has ended: delete it, and make another",
+                status=container.status, action=action,
+            )  # fmt: skip
+    act(container, action)
 
 
 CHANGEABLE = ("memory", "memory_swap", "cpus", "pids", "restart_policy")
@@ -213,6 +240,32 @@ def check(spec: ContainerSpec) -> ContainerSpec:
     return spec
 
 
+UNSUPPORTED = ("memory_swap", "pids", "stop_signal", "devices")
+"""Fields that a Kubernetes bay refuses."""
+
+
+def check_on(spec: ContainerSpec, engine: str) -> ContainerSpec:
+    """Return ``spec`` if ``engine`` can honour it. Raises Invalid naming the field."""
+    if engine != "kubernetes":
+        return spec
+    words = "not supported on Kubernetes bays"
+    for name in UNSUPPORTED:
+        if getattr(spec, name):
+            raise errors.Invalid(words, field=name)
+    for number, port in enumerate(spec.ports):
+        for name in ("host_port", "host_ip"):
+            if getattr(port, name) is not None:
+                raise errors.Invalid(f"{words}: a service publishes", field=f"ports[{number}].{name}")
+    if spec.restart_policy.maximum_retry_count:
+        raise errors.Invalid(words, field="restart_policy.maximum_retry_count")
+    for number, mount in enumerate(spec.mounts):
+        if mount.type == "volume":
+            raise errors.Invalid(f"{words}: nothing is kept by name there", field=f"mounts[{number}].type")
+    if spec.user is not None and not all(part.isdigit() for part in spec.user.split(":", 1)):
+        raise errors.Invalid("must be a number, or two with a colon between: UID[:GID]", field="user")
+    return spec
+
+
 PRIVILEGES = {
     "privileged": "container:privileged", "cap_add": "container:cap_add", "devices": "container:devices",
     "host_network": "container:host_namespaces", "host_pid": "container:host_namespaces",
@@ -238,5 +291,5 @@ def demand(spec: ContainerSpec) -> base.Demand:
 
 KIND = base.Kind(
     name="container", plural="containers", cls=Container, spec=ContainerSpec, state=ContainerState,
-    spread="one", in_bay=True, pending=PENDING, asked=ASKED, act=act, patch=patch, demand=demand,
+    spread="one", in_bay=True, pending=PENDING, asked=ASKED, act=act_on, check=check_on, patch=patch, demand=demand,
 )  # fmt: skip

@@ -14,7 +14,8 @@ class Facts(msgspec.Struct, kw_only=True):
     ``engines``: name → version of every engine that answers now; an engine
     that does not answer is absent and ``problem`` says why. ``cpus`` in cores,
     ``memory`` and ``disk`` (free, where the engine stores) in bytes.
-    ``address`` is where other hosts reach it.
+    ``address`` is where other hosts reach it. ``clusters``: those that answer now, by
+    the names that the operator gave them, the same on every host.
     """
 
     engines: dict[str, str] = {}
@@ -25,6 +26,14 @@ class Facts(msgspec.Struct, kw_only=True):
     address: str = ""
     labels: dict[str, str] = {}
     containers: int = 0
+    clusters: dict[str, "Cluster"] = {}
+
+
+class Cluster(msgspec.Struct, kw_only=True):
+    """A Kubernetes cluster as a backend sees it. ``nodes``: those that are ready."""
+
+    version: str
+    nodes: int = 0
 
 
 class Host(msgspec.Struct, kw_only=True):

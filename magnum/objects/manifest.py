@@ -409,7 +409,10 @@ ONLY_KUBERNETES: dict[str, tuple[Any, ...]] = {
 }
 """Fields that a Docker bay refuses: path → values that may stand."""
 
-ONLY_DOCKER: dict[str, tuple[Any, ...]] = {}
+ONLY_DOCKER: dict[str, tuple[Any, ...]] = {
+    "*container*.ports[].hostPort": (0,),
+    "*container*.ports[].hostIP": ("",),
+}
 """Fields that a Kubernetes bay refuses."""
 
 _STARS = (

@@ -18,6 +18,7 @@ class PodSpec(base.Spec):
     """``manifest`` is the whole v1 Pod; ``labels`` and ``images`` are copies for lists and selectors.
 
     ``controller`` is the uuid of the replication controller that made or adopted it.
+    ``foreign``: others made it in the cluster; its manifest is as the cluster has it.
     """
 
     manifest: dict[str, Any]
@@ -25,12 +26,15 @@ class PodSpec(base.Spec):
     images: list[str] = []
     controller: str | None = None
     namespace: str | None = None
+    foreign: bool = False
 
 
 class PodState(base.State):
     """As Kubernetes words it: ``phase``, ``conditions`` and ``container_statuses`` are v1 PodStatus' own objects.
 
-    ``ready`` is the Ready condition; ``members`` maps a container's name to its engine id.
+    ``ready`` is the Ready condition; ``members`` maps a container's name to its engine
+    id. ``node`` is the cluster's machine that it is on. ``managed``: Magnum made it, or
+    a controller that Magnum made. ``applied``: what the engine had of our wish, as a hash.
     """
 
     phase: str = "Pending"
@@ -43,6 +47,8 @@ class PodState(base.State):
     started_at: str | None = None
     members: dict[str, str] = {}
     managed: bool = True
+    node: str | None = None
+    applied: str | None = None
 
 
 class Pod(base.Object, tag="pod"):
@@ -86,7 +92,7 @@ def patch(old: Pod, spec: PodSpec) -> Any:
     if spec.labels != old.spec.labels and data == old.spec.manifest:
         data["metadata"] = data.get("metadata", {}) | {"labels": spec.labels}
     _, new = of(data, old.name)
-    for field in ("controller", "namespace"):
+    for field in ("controller", "namespace", "foreign"):
         if getattr(spec, field) != getattr(old.spec, field):
             raise errors.Invalid("cannot be changed", field=field)
     if spec.images not in (old.spec.images, new.images):
@@ -98,7 +104,10 @@ def demand(spec: PodSpec) -> base.Demand:
     """Return what a pod takes of its host and of a quota: its containers' limits (else requests) and host ports.
 
     Init containers run one after the other before the others do, so the largest of them counts.
+    What others made counts with the cluster's own quota.
     """
+    if spec.foreign:
+        return base.Demand()
     found = check(spec).spec
     both = [
         (manifest.cores(r.limits) or manifest.cores(r.requests) or 0.0,
@@ -119,5 +128,5 @@ KIND = base.Kind(
     unique_in_bay=True, failed="Failed",
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    patch=patch, owner="controller", chosen=("controller",), demand=demand,
+    check=check, patch=patch, owner="controller", chosen=("controller", "foreign"), demand=demand,
 )  # fmt: skip

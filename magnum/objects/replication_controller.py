@@ -1,7 +1,7 @@
 """A replication controller: keeps a number of pods like its template.
 
 On a Docker bay the conductor keeps it (``spread="none"``: it lives on no host);
-on a Kubernetes bay the cluster does and a backend reports.
+on a Kubernetes bay the cluster does, and the backend that keeps the bay reports.
 """
 
 from typing import Any
@@ -23,12 +23,17 @@ class ReplicationControllerSpec(base.Spec):
     keep_pods: bool = False
     """Set by a delete that leaves the pods running."""
     namespace: str | None = None
+    foreign: bool = False
+    """Others made it in the cluster; its manifest is as the cluster has it."""
 
 
 class ReplicationControllerState(base.State):
+    """``applied``: what the engine had of our wish, as a hash."""
+
     replicas: int = 0
     ready_replicas: int = 0
     managed: bool = True
+    applied: str | None = None
 
 
 class ReplicationController(base.Object, tag="rc"):
@@ -105,5 +110,5 @@ KIND = base.Kind(
     state=ReplicationControllerState, spread="none", in_bay=True, unique_in_bay=True,
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    patch=patch, chosen=("keep_pods",),
+    check=check, patch=patch, chosen=("keep_pods", "foreign"),
 )  # fmt: skip

@@ -31,6 +31,7 @@ class ServiceSpec(base.Spec):
     """``manifest`` is the whole v1 Service; the rest is parsed from it, ``virtual_ip`` chosen by the conductor.
 
     ``endpoints`` are kept by the conductor on Docker bays as pods come and go.
+    ``foreign``: others made it in the cluster; its manifest is as the cluster has it.
     """
 
     manifest: dict[str, Any]
@@ -43,15 +44,19 @@ class ServiceSpec(base.Spec):
     virtual_ip: str | None = None
     endpoints: list[Endpoint] = []
     namespace: str | None = None
+    foreign: bool = False
 
 
 class ServiceState(base.State):
+    """``applied``: what the engine had of our wish, as a hash."""
+
     ip: str | None = None
     addresses: list[str] = []
     endpoints: list[str] = []
     node_ports: dict[str, int] = {}
     hosts: dict[str, str] = {}
     managed: bool = True
+    applied: str | None = None
 
 
 class Service(base.Object, tag="service"):
@@ -136,12 +141,14 @@ def combine(service: Service, placements: list[base.Placement]) -> tuple[str, st
         ip=service.spec.virtual_ip,
         endpoints=[f"{e.ip}:{port}" for e in service.spec.endpoints for port in e.ports.values()],
         hosts={p.host: p.status for p in placements},
+        managed=not service.spec.foreign,
     )
     for placement in placements:
         seen = msgspec.convert(placement.state, ServiceState)
         state.addresses += [a for a in seen.addresses if a not in state.addresses]
         state.node_ports |= seen.node_ports
         state.ip = state.ip or seen.ip
+        state.applied = state.applied or seen.applied
         if placement.state.get("endpoints"):
             state.endpoints = seen.endpoints
     failed = [f"{p.host}: {p.reason}" for p in placements if p.status == "Error"]
@@ -158,5 +165,5 @@ KIND = base.Kind(
     in_bay=True, unique_in_bay=True,
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    patch=patch, combine=combine, chosen=("virtual_ip", "endpoints"),
+    check=check, patch=patch, combine=combine, chosen=("virtual_ip", "endpoints", "foreign"),
 )  # fmt: skip

@@ -69,6 +69,14 @@ class Backend(rpc.Interface):
         raise NotImplementedError
 
     @rpc.call(repeat_safe=True)
+    async def certificate(self, context: context.Context, item: objects.AnyObject, csr: str | None) -> str:
+        """Return the certificate, PEM, of a bay's authority, or one that it signed for ``csr`` (PEM) of the asker.
+
+        Raises Invalid (field ``csr``), NotSupported, EngineError, Unavailable.
+        """
+        raise NotImplementedError
+
+    @rpc.call(repeat_safe=True)
     async def ping(self, context: context.Context) -> dict[str, str]:
         """Return ``{engine: "ok" | reason}``."""
         raise NotImplementedError

@@ -97,6 +97,14 @@ class Conductor(rpc.Interface):
         raise NotImplementedError
 
     @rpc.call(repeat_safe=True)
+    async def found(self, context: context.Context, items: list[objects.AnyObject]) -> list[objects.AnyObject]:
+        """Write down what others made in bays that the calling backend keeps; return what is known of it now.
+
+        What is refused (its bay is another host's, or is going; its name is taken) is left out.
+        """
+        raise NotImplementedError
+
+    @rpc.call(repeat_safe=True)
     async def wanted(self, context: context.Context, uuids: list[str] | None = None) -> list[objects.AnyObject]:
         """Return every object (or those of ``uuids``) that is to live, or is being deleted, on ``context.host``."""
         raise NotImplementedError

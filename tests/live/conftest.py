@@ -45,6 +45,23 @@ def bay(cloud):
 
 
 @pytest.fixture(scope="session")
+def slices(kubernetes_cluster, tmp_path_factory):
+    """A deployment with two backends that have the same cluster, and no other."""
+    _servers()
+    name = f"slices-{base.TAG}"
+    yield from _running(Deployment(name, tmp_path_factory.mktemp("slices"), [], keepers=2))
+
+
+@pytest.fixture(scope="session")
+def slice(slices):
+    """A bay of it."""
+    assert slices.request("POST", "/v1/baymodels", {"name": "k", "coe": "kubernetes"})[0] == 201
+    status, made = slices.request("POST", "/v1/bays?wait=60", {"name": "s", "baymodel_id": "k"})
+    assert (status, made["status"]) == (201, "CREATE_COMPLETE"), made
+    return made
+
+
+@pytest.fixture(scope="session")
 def identity():
     """The test bed's Keystone, as a module."""
     keystone.install()

@@ -350,6 +350,8 @@ class Container(base.Driver):
         return base.Outcome(gone=True)
 
     async def stream(self, item: containers.Container, asked: Any) -> base.Session:
+        if asked.previous:
+            raise errors.NotSupported("Docker keeps one log for all runs of a container")
         ident = await self._ident(item)
         return await streams.open(self._client, ident, asked, tty=item.spec.tty, stdin=item.spec.stdin_open)
 
