@@ -326,7 +326,7 @@ class Server(backend_rpc.Backend):
                 self._work(objects.kind_of(item).name, item.uuid).look(item)
             await self._judge(engine, steps.strangers)
             if engine.shared:
-                self._met |= {(objects.kind_of(item).name, item.uuid) for item in await engine.others()}
+                self._met |= set(engine.others())
                 self._meeting.set()
 
     async def _introduce(self) -> None:

@@ -221,6 +221,9 @@ class Work:
                 return engines.Outcome(gone=True)
             return engines.Outcome(status=objects.KINDS[self.kind].failure_of(item.status), reason=error.detail)
         if converge.leaving(item, self._backend.host):
+            if not item.deleting and self._backend.engine(item).shared:
+                # another keeps it now: there is nothing of it on this host
+                return engines.Outcome(gone=True)
             faults.point(f"{self.kind}-before-engine")
             return await driver.remove(self.uuid, item)
         if what == "look":

@@ -1,7 +1,7 @@
 """Bays on clusters: which host keeps one, and that another does when that host is lost.
 
-A bay that is a slice of a cluster is kept by one backend at a time. Any other that
-has the same cluster can go on with it, since nothing of it is on the machine itself;
+A bay that is a slice of a cluster is kept by one backend at a time. When that is down,
+or no longer reaches the cluster, any other that does can go on with it, since nothing of it is on the machine itself;
 the one that lost it is told so by every answer to its reports.
 
 Called by ``conductor.server``: ``choose`` when a bay is made, ``sweep`` each second.
@@ -26,6 +26,11 @@ LABEL = "cluster"
 
 def _has(machine: hosts.Host, cluster: str | None) -> bool:
     return machine.status == "up" and not machine.disabled and cluster in machine.facts.clusters
+
+
+def _keeps(machine: hosts.Host | None, cluster: str) -> bool:
+    """Return whether a host goes on with what it keeps in a cluster: one that is disabled does."""
+    return machine is not None and machine.status != "down" and cluster in machine.facts.clusters
 
 
 async def _counts(tx: store.Transaction) -> tuple[dict[str, int], dict[str, int]]:
@@ -84,15 +89,14 @@ async def sweep(db: store.Store) -> None:
 
     async def look(tx: store.Transaction) -> list[tuple[str, str]]:
         machines = {machine.name: machine for machine in await tx.hosts()}
-        if all(machine.status != "down" for machine in machines.values()):
+        everything = {name for machine in machines.values() for name in machine.facts.clusters}
+        if not everything or all(everything <= set(m.facts.clusters) and m.status != "down" for m in machines.values()):
             return []
         _, kept = await _counts(tx)
         found = []
         for record in await tx.records(objects.KINDS["bay"]):
             spec = record.item.spec
-            if spec.cluster is None or any(
-                name in machines and machines[name].status != "down" for name in spec.members
-            ):
+            if spec.cluster is None or any(_keeps(machines.get(name), spec.cluster) for name in spec.members):
                 continue
             others = [name for name, machine in machines.items() if _has(machine, spec.cluster)]
             if others:
@@ -120,7 +124,7 @@ async def _move(tx: store.Transaction, uuid: str, name: str) -> None:
     item.spec.members = [name]
     await _share(tx, kind, item.uuid, name)
     await tx.save(kind, record)
-    reason = f"host {before} is down: {name} keeps it now"
+    reason = f"host {before} does not reach cluster {item.spec.cluster}: {name} keeps it now"
     tx.note(kind, item, "observed", was=item.status, reason=reason)
     for other in objects.KINDS.values():
         if not other.in_bay:

@@ -160,12 +160,12 @@ class Engine(abc.ABC):
     async def seen(self) -> list[Seen]:
         """Return everything that bears our deployment's label."""
 
-    async def others(self) -> list[Any]:
-        """Return what others made in our bays, as objects of ours that are to be shown. Raises Unavailable."""
+    def others(self) -> list[tuple[str, str]]:
+        """Return (kind, uuid) of what others made in our bays and is to be shown. Raises Unavailable."""
         return []
 
     def other(self, kind: str, uuid: str) -> Any | None:
-        """Return one of ``others``, None if there is none."""
+        """Return one of ``others`` as an object of ours, None if there is none."""
         return None
 
     @abc.abstractmethod

@@ -129,7 +129,7 @@ async def test_what_went_during_a_gap_is_found(cuttable):
     await _until(lambda: engine.clusters["main"].mirrors["services"].get(space, "theirs"))
     outcome = await goes.driver.observe(goes.item)
     assert outcome.retry_after == 0 and "gone from cluster main" in outcome.reason
-    assert [item.name for item in await engine.others()] == ["theirs"]
+    assert [engine.other(*found).name for found in engine.others()] == ["theirs"]
     # what was changed meanwhile is set again
     await stays.settle(lambda item: "stays" in _kubectl("-n", space, "get", "pods", "-l", "app=stays", "-o", "name"))
     await goes.settle(lambda item: item.state.ready)

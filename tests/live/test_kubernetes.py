@@ -1,11 +1,13 @@
 """Bays on a real cluster through api, conductor and backends: the real clients, kubectl, tenants apart, failures."""
 
+import asyncio
 import base64
 import concurrent.futures
 import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import time
 import urllib.parse
@@ -13,6 +15,7 @@ import urllib.parse
 import pytest
 
 from testbed import base, images, kubernetes
+from tests import guestbook, sessions
 from tests.deployment import until
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
@@ -245,9 +248,7 @@ def test_what_needs_a_privilege_is_refused_by_magnum(slices, slice):
 
 
 def test_the_guestbook_runs(slices, slice):
-    from tests.live import test_workloads
-
-    kubernetes.load(test_workloads.guestbook_images())
+    kubernetes.load(guestbook.archive())
     for text in (EXAMPLES / "guestbook.yaml").read_text().split("\n---\n"):
         kind = "services" if "kind: Service" in text else "rcs"
         status, made = slices.request("POST", f"/v1/{kind}?wait=30", {"bay_uuid": "s", "manifest": text})
@@ -339,6 +340,58 @@ def test_what_keeps_a_bay_is_named(slices, slice):
     assert "NotFound" in _kubectl("get", "namespace", _space(made), check=False)
 
 
+async def test_sessions_are_the_same_as_on_docker(slices, slice):
+    made = await asyncio.to_thread(_run, slices, "s", "shell", ["sleep", "1000"])
+    at = f"/v1/containers/{made['uuid']}"
+    command = urllib.parse.quote("sh -c 'read name; echo hello $name; echo bad >&2; exit 7'")
+    async with sessions.socket_to(slices, f"{at}/exec?command={command}") as socket:
+        await socket.send(b"\x00you\n")
+        assert await sessions.ending_of(socket) == (b"hello you\n", b"bad\n", {"exit_code": 7})
+    command = urllib.parse.quote("sh -c 'read go; stty size'")
+    async with sessions.socket_to(slices, f"{at}/exec?tty=1&command={command}") as socket:
+        await socket.send(b'\x04{"Width": 97, "Height": 31}')
+        await asyncio.sleep(0.5)
+        await socket.send(b"\x00go\n")
+        out, _, ending = await sessions.ending_of(socket)
+    assert b"31 97" in out and ending == {"exit_code": 0}
+    body = {"name": "asks", "bay_uuid": "s", "image": images.DEMO, "stdin_open": True, "start": True,
+            "command": ["sh", "-c", "read line; echo got $line; sleep 1000"], "stop_timeout": 0}  # fmt: skip
+    status, asks = await asyncio.to_thread(slices.request, "POST", "/v1/containers?wait=60", body)
+    assert (status, asks["status"]) == (201, "Running"), asks
+    async with sessions.socket_to(slices, f"/v1/containers/{asks['uuid']}/attach") as socket, asyncio.timeout(60):
+        await socket.send(b"\x00this\n")
+        found = b""
+        while b"got this" not in found:
+            found += (await socket.recv())[1:]
+
+
+@pytest.mark.parametrize(
+    "point", ["pod-before-engine", "pod-after-engine", "backend-before-report", "backend-after-report"]
+)
+def test_a_backend_killed_between_two_steps_ends_as_wanted_once(slices, slice, point):
+    keeper = next(iter(_get(slices, "/v1/bays/s")["hosts"]))
+
+    def interrupted(method, path, body=None):
+        slices.kill(keeper, signal.SIGTERM)
+        slices.start(keeper, crash_at=point)
+        slices.ready()
+        answer = slices.request(method, path, body)
+        slices.died(keeper)
+        slices.start(keeper)
+        slices.ready()
+        return answer
+
+    text = (EXAMPLES / "web-pod.yaml").read_text()
+    status, made = interrupted("POST", "/v1/pods?wait=0", {"bay_uuid": "s", "manifest": text})
+    assert status in (201, 202), made
+    until(lambda: _get(slices, f"/v1/pods/{made['uuid']}")["ready"])
+    where = ("-n", _space(slice), "get", "pods", "-o", "name")
+    assert _kubectl(*where) == "pod/web"
+    assert interrupted("DELETE", f"/v1/pods/{made['uuid']}?wait=0")[0] in (202, 204)
+    _gone(slices, "pods", made["uuid"])
+    assert _kubectl(*where) == ""
+
+
 def _config(cloud, bay, project, folder):
     """Return the kubeconfig that the unmodified client writes for a bay."""
     folder.mkdir()
@@ -351,6 +404,7 @@ def _config(cloud, bay, project, folder):
 
 def test_two_projects_in_one_cluster_and_their_kubeconfigs(slices, slice, tmp_path):
     bays, configs = {}, {}
+    quick = json.dumps({"spec": {"terminationGracePeriodSeconds": 0}})
     for project in ("alpha", "beta"):
         own = {"X-Project-Id": project, "X-Roles": "member"}
         assert slices.request("POST", "/v1/baymodels", {"name": "k", "coe": "kubernetes"}, headers=own)[0] == 201
@@ -378,7 +432,7 @@ def test_two_projects_in_one_cluster_and_their_kubeconfigs(slices, slice, tmp_pa
         assert mine("exec", pod, "--", "echo", "hello") == "hello"
         assert "running" in mine("get", pod, "-o", "jsonpath={.status.containerStatuses[0].state}")
         mine("create", "configmap", "notes", "--from-literal=a=b")
-        mine("run", "extra", f"--image={images.DEMO}", "--restart=Never", "--", "sleep", "1000")
+        mine("run", "extra", f"--image={images.DEMO}", "--restart=Never", "--overrides", quick, "--", "sleep", "1000")
         for words in (("get", "pods"), ("get", "secrets"), ("create", "configmap", "x"), ("delete", "pods", "--all"),
                       ("get", "networkpolicies"), ("auth", "can-i", "get", "pods", "-q")):  # fmt: skip
             for space in (_space(bays[other]), "default", "kube-system"):

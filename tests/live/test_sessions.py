@@ -6,13 +6,11 @@ import urllib.parse
 import urllib.request
 
 import pytest
-import websockets
 import websockets.exceptions
 
-from magnum.api import sockets
+from tests import sessions
 from tests.deployment import Deployment, until
 
-LIMIT = 60.0
 TALK = ["sh", "-c", "trap exit TERM; n=0; while :; do n=$((n+1)); echo line $n; echo oops $n >&2; sleep 0.1; done"]
 
 
@@ -25,22 +23,6 @@ def talker(cloud: Deployment, bay, docker_hosts):
     assert cloud.request("DELETE", f"/v1/containers/{made['uuid']}?wait=60")[0] == 204
 
 
-def _socket(cloud, path, **options):
-    url = f"ws{cloud.url.removeprefix('http')}{path}"
-    return websockets.connect(url, subprotocols=[sockets.PROTOCOL], compression=None, **options)
-
-
-async def _ending(socket):
-    """Return (stdout, stderr, ending) of a session that ends by itself."""
-    streams = {1: b"", 2: b""}
-    async with asyncio.timeout(LIMIT):
-        async for message in socket:
-            if message[0] == 3:
-                return streams[1], streams[2], json.loads(message[1:])
-            streams[message[0]] += message[1:]
-    raise AssertionError(f"no ending: {streams}")
-
-
 def test_a_log_is_read_by_tail_and_by_stream(cloud, talker):
     path = f"/v1/containers/{talker['uuid']}/logs"
     until(lambda: "line 5" in cloud.request("GET", path)[1]["output"])
@@ -48,40 +30,43 @@ def test_a_log_is_read_by_tail_and_by_stream(cloud, talker):
     assert len(out) <= 2 and all(line.startswith("line") for line in out), out
     stamped = cloud.request("GET", f"{path}?timestamps=1&tail=1")[1]["output"]
     assert stamped[:2] == "20" and "T" in stamped.split()[0]
-    with urllib.request.urlopen(f"{cloud.url}{path}?follow=1&stderr=0", timeout=LIMIT) as stream:
+    with urllib.request.urlopen(f"{cloud.url}{path}?follow=1&stderr=0", timeout=sessions.LIMIT) as stream:
         lines = [stream.readline().decode() for _ in range(30)]
     assert [int(line.split()[1]) for line in lines] == list(range(1, 31))
 
 
 async def test_exec_is_interactive_and_tells_its_exit_code(cloud, talker):
     command = urllib.parse.quote("sh -c 'read name; echo hello $name; echo bad >&2; exit 7'")
-    async with _socket(cloud, f"/v1/containers/{talker['uuid']}/exec?command={command}") as socket:
+    async with sessions.socket_to(cloud, f"/v1/containers/{talker['uuid']}/exec?command={command}") as socket:
         await socket.send(b"\x00you\n")
-        assert await _ending(socket) == (b"hello you\n", b"bad\n", {"exit_code": 7})
+        assert await sessions.ending_of(socket) == (b"hello you\n", b"bad\n", {"exit_code": 7})
 
 
 async def test_input_that_ends_ends_the_command(cloud, talker):
     data = b"x" * 300_000
-    async with _socket(cloud, f"/v1/containers/{talker['uuid']}/exec?command=wc%20-c") as socket:
+    async with sessions.socket_to(cloud, f"/v1/containers/{talker['uuid']}/exec?command=wc%20-c") as socket:
         for start in range(0, len(data), 65536):
             await socket.send(b"\x00" + data[start : start + 65536])
         await socket.send(b"\x00")
-        out, _, ending = await _ending(socket)
+        out, _, ending = await sessions.ending_of(socket)
     assert (out.strip(), ending) == (b"300000", {"exit_code": 0})
 
 
 async def test_a_terminal_has_the_size_that_it_is_told(cloud, talker):
     command = urllib.parse.quote("sh -c 'read go; stty size'")
-    async with _socket(cloud, f"/v1/containers/{talker['uuid']}/exec?tty=1&command={command}") as socket:
+    async with sessions.socket_to(cloud, f"/v1/containers/{talker['uuid']}/exec?tty=1&command={command}") as socket:
         await socket.send(b'\x04{"Width": 97, "Height": 31}')
         await asyncio.sleep(0.5)
         await socket.send(b"\x00go\n")
-        out, _, ending = await _ending(socket)
+        out, _, ending = await sessions.ending_of(socket)
     assert b"31 97" in out and ending == {"exit_code": 0}
 
 
 async def test_attach_shows_what_the_main_process_says(cloud, talker):
-    async with _socket(cloud, f"/v1/containers/{talker['uuid']}/attach?stdin=0") as socket, asyncio.timeout(LIMIT):
+    async with (
+        sessions.socket_to(cloud, f"/v1/containers/{talker['uuid']}/attach?stdin=0") as socket,
+        asyncio.timeout(sessions.LIMIT),
+    ):
         seen = set()
         while seen != {1, 2}:
             seen.add((await socket.recv())[0])
@@ -101,7 +86,7 @@ async def test_attach_shows_what_the_main_process_says(cloud, talker):
 )
 async def test_a_socket_is_refused_before_it_opens(cloud, talker, path, headers, status):
     with pytest.raises(websockets.exceptions.InvalidStatus) as raised:
-        async with _socket(cloud, path.format(uuid=talker["uuid"]), additional_headers=headers):
+        async with sessions.socket_to(cloud, path.format(uuid=talker["uuid"]), additional_headers=headers):
             pass
     assert raised.value.response.status_code == status
     assert json.loads(raised.value.response.body)["errors"][0]["status"] == status
@@ -111,7 +96,7 @@ async def test_events_are_resumed_by_revision(cloud, talker):
     def read(headers, count):
         request = urllib.request.Request(f"{cloud.url}/v1/events?after=0", headers=headers)
         found = []
-        with urllib.request.urlopen(request, timeout=LIMIT) as stream:
+        with urllib.request.urlopen(request, timeout=sessions.LIMIT) as stream:
             while len(found) < count:
                 line = stream.readline().decode()
                 if line.startswith("data: "):

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from magnum.db import store, tables
 from testbed import base, docker, images
+from tests import guestbook
 from tests.deployment import until
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
@@ -155,37 +156,6 @@ def test_no_request_fails_while_pods_are_replaced(cloud, bay):
     until(lambda: _pods(cloud, "b") == [])
 
 
-STORE = "httpd -f -p 6379 -h /srv"
-GUESTBOOK = {
-    "guestbook-redis-leader:1": ("mkdir -p /srv; echo -n 'guest was here' > /srv/index.html; " + STORE),
-    "guestbook-redis-follower:1": (
-        "mkdir -p /srv/cgi-bin; printf '#!/bin/sh\\necho Content-type: text/plain; echo; wget -qO- http://redis-leader:6379/\\n'"
-        " > /srv/cgi-bin/page; chmod +x /srv/cgi-bin/page; " + STORE
-    ),
-    "guestbook-frontend:1": (
-        "mkdir -p /srv/cgi-bin; printf '#!/bin/sh\\necho Content-type: text/plain; echo; timeout 3 wget -qO- "
-        "http://redis-follower:6379/cgi-bin/page\\n' > /srv/cgi-bin/page; chmod +x /srv/cgi-bin/page; httpd -f -p 80 -h /srv"
-    ),
-}  # fmt: skip
-"""Local images in place of those of the guestbook: the same parts, ports and ways between them, of busybox."""
-
-
-def guestbook_images():
-    """Return the guestbook's images as an archive, for an engine that cannot commit one."""
-    return images.archive([(tag, ["sh", "-c", script]) for tag, script in GUESTBOOK.items()])
-
-
-def _images(host):
-    for tag, script in GUESTBOOK.items():
-
-        def run(*words):
-            return subprocess.run(["docker", "-H", host.url, *words], check=True, capture_output=True, text=True).stdout
-
-        ident = run("create", images.DEMO).strip()
-        run("commit", "--change", f"CMD {json.dumps(['sh', '-c', script])}", ident, tag)
-        run("rm", ident)
-
-
 @pytest.fixture
 def three(cloud, docker_hosts):
     """A bay on all three hosts, in a swarm that the backends form; the hosts are in none before and after."""
@@ -198,7 +168,7 @@ def three(cloud, docker_hosts):
 
     leave()
     for host in docker_hosts:
-        _images(host)
+        base.run("docker", "-H", host.url, "load", data=guestbook.archive())
     assert cloud.request("POST", "/v1/baymodels", {"name": "wide"})[0] == 201
     body = {"name": "guests", "baymodel_id": "wide", "node_count": 3}
     status, made = cloud.request("POST", "/v1/bays?wait=80", body)

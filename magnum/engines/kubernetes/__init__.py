@@ -116,26 +116,22 @@ class Kubernetes(base.Engine):
         while True:
             yield await self._notices.get()
 
-    async def others(self) -> list[Any]:
-        found: list[Any] = []
+    def _foreign(self, kept: cluster.Kept) -> bool:
+        return not kept.ours(self._conf.deployment) and not kept.going and stored.is_uuid(kept.bay)
+
+    def others(self) -> list[tuple[str, str]]:
+        found = []
         for each in self.clusters.values():
             each.check()
             for collection, kind in cluster.KINDS.items():
-                for kept in each.mirrors[collection].all():
-                    if not kept.ours(self._conf.deployment) and not kept.going and stored.is_uuid(kept.bay):
-                        found.append(self._other(each, kind, kept))
+                found += [(kind, kept.uuid) for kept in each.mirrors[collection].all() if self._foreign(kept)]
         return found
 
     def other(self, kind: str, uuid: str) -> Any | None:
         for each in self.clusters.values():
             for collection, name in cluster.KINDS.items():
                 kept = each.mirrors[collection].by_uuid(uuid) if name == kind else None
-                if (
-                    kept is not None
-                    and not kept.ours(self._conf.deployment)
-                    and not kept.going
-                    and stored.is_uuid(kept.bay)
-                ):
+                if kept is not None and self._foreign(kept):
                     return self._other(each, kind, kept)
         return None
 
