@@ -86,13 +86,15 @@ class Kubernetes(base.Engine):
         }  # fmt: skip
 
     async def _version(self, where: cluster.Cluster) -> str:
-        where.check()
         try:
             async with asyncio.timeout(VERSION_SECONDS):
+                # at the start: what has not been read yet is no reason to be thought away
+                await where.read()
                 found = await where.client.request("GET", "/version", into=client_kubernetes.Version)
                 # an API server that cannot reach its store still tells its version
                 await where.client.request("GET", "/api/v1/namespaces/default")
         except TimeoutError:
+            where.check()
             raise errors.Unavailable(f"cluster {where.name} did not answer within {VERSION_SECONDS:g} s") from None
         return found.git_version.removeprefix("v")
 

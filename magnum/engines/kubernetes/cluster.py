@@ -190,6 +190,11 @@ class Cluster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.client.close()
 
+    async def read(self) -> None:
+        """Return once every collection has been read."""
+        for mirror in self.mirrors.values():
+            await mirror.synced.wait()
+
     def check(self) -> None:
         """Raise Unavailable unless every collection has been read once."""
         for mirror in self.mirrors.values():
