@@ -474,6 +474,14 @@ def test_two_projects_in_one_cluster_and_their_kubeconfigs(slices, slice, tmp_pa
     pem = base64.b64decode(config["users"][0]["user"]["client-certificate-data"])
     shown = base.run("openssl", "x509", "-noout", "-subject", data=pem).stdout
     assert "system:masters" not in shown and f"magnum:{bays['alpha']['uuid']}:2" in shown
+    # the older client's words for it
+    assert "BEGIN CERTIFICATE" in slices.client("ca-show", "--bay", "mine", project="alpha")
+    base.run("openssl", "req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=me", "-keyout", str(tmp_path / "key"),
+             "-out", str(tmp_path / "csr"))  # fmt: skip
+    told = slices.client("ca-sign", "--bay", "mine", "--csr", str(tmp_path / "csr"), project="alpha")
+    (pem,) = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", told, re.DOTALL)
+    shown = base.run("openssl", "x509", "-noout", "-subject", data=pem.encode()).stdout
+    assert f"magnum:{bays['alpha']['uuid']}:2" in shown
     for csr in ("", "x", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"):
         status, found = slices.request("POST", "/v1/certificates", {"bay_uuid": "mine", "csr": csr}, headers=own)
         assert status == 400 and found["errors"][0]["detail"].startswith("csr"), found
