@@ -75,13 +75,22 @@ class Meta(_Reply):
     managed_fields: list[Managed] = []
 
 
+class Reference(_Reply):
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+
+
 class Object(_Reply):
-    """Any object: what all have, and the rest undecoded."""
+    """Any object: what all have, what an Event has of its own, and the rest undecoded."""
 
     metadata: Meta = msgspec.field(default_factory=Meta)
     spec: msgspec.Raw = msgspec.Raw(b"")
     status: msgspec.Raw = msgspec.Raw(b"")
     subsets: msgspec.Raw = msgspec.Raw(b"")
+    involved_object: Reference | None = None
+    reason: str = ""
+    message: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -247,11 +256,11 @@ class Client:
         with contextlib.suppress(errors.NotFound):
             await self.request("DELETE", path, body=body, into=msgspec.Raw)
 
-    async def everything(self, path: str, selector: str = "") -> tuple[list[Object], str]:
-        """Return all objects of a collection, and the revision that they are of."""
+    async def everything(self, path: str, only: dict[str, str] | None = None) -> tuple[list[Object], str]:
+        """Return all objects of a collection that the selectors ``only`` (of labels, of fields) mean, and their revision."""
         while True:
             items: list[Object] = []
-            params = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+            params = {"limit": str(PAGE)} | (only or {})
             try:
                 while True:
                     async with self._asked("GET", path, params) as answer:
@@ -264,15 +273,15 @@ class Client:
                 await asyncio.sleep(0)
 
     async def watch(
-        self, path: str, revision: str, selector: str = ""
-    ) -> collections.abc.AsyncIterator[tuple[str, Object]]:
+        self, path: str, revision: str, only: dict[str, str] | None = None
+    ) -> collections.abc.AsyncGenerator[tuple[str, Object], None]:
         """Yield (ADDED, MODIFIED, DELETED or BOOKMARK; object) of what happens after ``revision``.
 
         Ends when the server ends it. Raises Gone, Unavailable, EngineError.
         """
         params = {
             "watch": "1", "resourceVersion": revision, "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(WATCH_SECONDS), **({"labelSelector": selector} if selector else {}),
+            "timeoutSeconds": str(WATCH_SECONDS), **(only or {}),
         }  # fmt: skip
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout.total, sock_read=SILENCE_SECONDS)
         async with self._asked("GET", path, params, timeout=timeout) as answer:

@@ -11,6 +11,7 @@ Who calls: ``backend.server`` for the api's calls, ``backend.observe`` for the l
 
 import abc
 import collections.abc
+import contextlib
 from typing import Any, ClassVar
 
 import msgspec
@@ -94,6 +95,38 @@ class Session(abc.ABC):
     @abc.abstractmethod
     async def close(self) -> None:
         """Give up the engine's side. Idempotent."""
+
+
+class Logs(Session):
+    """A log, read to its end or followed; ``source`` gives the (channel, bytes) of it."""
+
+    def __init__(
+        self, source: contextlib.AbstractAsyncContextManager[collections.abc.AsyncIterator[tuple[int, bytes]]]
+    ) -> None:
+        self._stack = contextlib.AsyncExitStack()
+        self._source = source
+        self._frames: Any = None
+
+    async def open(self) -> "Logs":
+        """Ask the engine, so that its refusal comes now. Raises NotFound, Conflict, EngineError."""
+        self._frames = await self._stack.enter_async_context(self._source)
+        return self
+
+    async def read(self) -> collections.abc.AsyncIterator[tuple[int, bytes]]:
+        async for frame in self._frames:
+            yield frame
+
+    async def write(self, data: bytes) -> None:
+        raise errors.NotSupported("a log takes no input")
+
+    async def resize(self, width: int, height: int) -> None:
+        raise errors.NotSupported("a log has no size")
+
+    async def exit_code(self) -> int | None:
+        return None
+
+    async def close(self) -> None:
+        await self._stack.aclose()
 
 
 class Driver(abc.ABC):

@@ -4,7 +4,6 @@ Who calls: the Docker engine's drivers of containers and pods.
 """
 
 import collections.abc
-import contextlib
 from typing import Any
 
 from magnum import errors
@@ -13,36 +12,6 @@ from magnum.engines import base
 
 END_SECONDS = 5.0
 """How long after its output a process may take to be gone."""
-
-
-class Logs(base.Session):
-    """A log, read to its end or followed."""
-
-    def __init__(self, source: contextlib.AbstractAsyncContextManager[Any]) -> None:
-        self._stack = contextlib.AsyncExitStack()
-        self._source = source
-        self._frames: Any = None
-
-    async def open(self) -> "Logs":
-        """Ask the engine, so that its refusal comes now. Raises NotFound, Conflict."""
-        self._frames = await self._stack.enter_async_context(self._source)
-        return self
-
-    async def read(self) -> collections.abc.AsyncIterator[tuple[int, bytes]]:
-        async for frame in self._frames:
-            yield frame
-
-    async def write(self, data: bytes) -> None:
-        raise errors.NotSupported("a log takes no input")
-
-    async def resize(self, width: int, height: int) -> None:
-        raise errors.NotSupported("a log has no size")
-
-    async def exit_code(self) -> int | None:
-        return None
-
-    async def close(self) -> None:
-        await self._stack.aclose()
 
 
 class Process(base.Session):
@@ -91,7 +60,7 @@ async def open(client: docker.Client, ident: str, asked: Any, *, tty: bool, stdi
         source = client.logs(
             ident, tty=tty, follow=asked.follow, tail=asked.tail, since=asked.since, timestamps=asked.timestamps
         )
-        return await Logs(source).open()
+        return await base.Logs(source).open()
     if asked.verb == "attach":
         found = await client.inspect(ident)
         if found.state.status != "running":

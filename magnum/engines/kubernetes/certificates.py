@@ -129,10 +129,11 @@ async def _signed(client: kubernetes.Client, name: str) -> str:
                 for condition in status.conditions:
                     if condition.get("type") in ("Failed", "Denied"):
                         raise errors.EngineError(str(condition.get("message") or condition.get("reason")))
-                async for _, seen in client.watch(PATH, revision):
-                    revision = seen.metadata.resource_version
-                    if seen.metadata.name == name:
-                        break
+                async with contextlib.aclosing(client.watch(PATH, revision)) as changes:
+                    async for _, seen in changes:
+                        revision = seen.metadata.resource_version
+                        if seen.metadata.name == name:
+                            break
                 found = await client.request("GET", f"{PATH}/{name}", into=dict)
     except TimeoutError:
         raise errors.EngineError(f"cluster {client.name} did not sign within {SECONDS:g} s") from None

@@ -30,12 +30,15 @@ FIRST_WAIT, LAST_WAIT = 0.1, 5.0
 CORE, RBAC, NETWORKING = "/api/v1", "/apis/rbac.authorization.k8s.io/v1", "/apis/networking.k8s.io/v1"
 GROUPS = {
     "namespaces": CORE, "nodes": CORE, "pods": CORE, "services": CORE, "replicationcontrollers": CORE, "endpoints": CORE,
+    "events": CORE,
     "resourcequotas": CORE, "limitranges": CORE, "serviceaccounts": CORE, "roles": RBAC, "rolebindings": RBAC,
     "networkpolicies": NETWORKING,
 }  # fmt: skip
 """Collections that are mirrored, and the path of their group."""
 OURS = ("namespaces", "resourcequotas", "limitranges", "serviceaccounts", "roles", "rolebindings", "networkpolicies")
 """Those of which only what bears our label is read."""
+ONLY = {"events": {"fieldSelector": "type=Warning"}}
+"""What of the others is read, where it is not all."""
 KINDS = {"pods": "pod", "services": "service", "replicationcontrollers": "rc"}
 """Collection → the kind of Magnum's object that users may make there themselves."""
 
@@ -48,8 +51,8 @@ def namespace(bay_uuid: str) -> str:
 class Kept:
     """One object of a mirror. ``spec``, ``status`` and ``subsets`` are JSON as the server sent it."""
 
-    __slots__ = ("bay", "created", "finalizers", "fingerprint", "generation", "going", "labels", "name", "namespace",
-                 "owner", "revision", "spec", "status", "subsets", "uid")  # fmt: skip
+    __slots__ = ("bay", "created", "finalizers", "fingerprint", "generation", "going", "involved", "labels", "name", "namespace",
+                 "owner", "revision", "spec", "status", "subsets", "uid", "words")  # fmt: skip
 
     def __init__(self, found: kubernetes.Object) -> None:
         meta = found.metadata
@@ -60,6 +63,8 @@ class Kept:
         self.owner = next((o.uid for o in meta.owner_references if o.controller), "")
         self.fingerprint = found.fingerprint
         self.spec, self.status, self.subsets = bytes(found.spec), bytes(found.status), bytes(found.subsets)
+        self.involved = found.involved_object
+        self.words = ": ".join(word for word in (found.reason, found.message) if word) if found.involved_object else ""
         self.bay = (meta.namespace or meta.name).removeprefix(PREFIX)
 
     def ours(self, deployment: str) -> bool:
@@ -80,13 +85,13 @@ class Mirror:
     """One collection. ``changed`` is called with (object as it was or None, as it is or None)."""
 
     def __init__(
-        self, client: kubernetes.Client, name: str, selector: str,
+        self, client: kubernetes.Client, name: str, only: dict[str, str],
         changed: collections.abc.Callable[[str, Kept | None, Kept | None], None],
     ) -> None:  # fmt: skip
         self.name = name
         self._client = client
         self._path = f"{GROUPS[name]}/{name}"
-        self._selector = selector
+        self._only = only
         self._changed = changed
         self._all: dict[tuple[str, str], Kept] = {}
         self._uuids: dict[str, Kept] = {}
@@ -136,7 +141,7 @@ class Mirror:
                     revision = await self._list()
                 self.problem = None
                 self.synced.set()
-                async for what, found in self._client.watch(self._path, revision, self._selector):
+                async for what, found in self._client.watch(self._path, revision, self._only):
                     revision, wait = found.metadata.resource_version or revision, FIRST_WAIT
                     if what == "DELETED":
                         self._drop(found.metadata.namespace, found.metadata.name, found.metadata.uid)
@@ -156,7 +161,7 @@ class Mirror:
             wait = min(wait * 2, LAST_WAIT)
 
     async def _list(self) -> str:
-        items, revision = await self._client.everything(self._path, self._selector)
+        items, revision = await self._client.everything(self._path, self._only)
         there = {(found.metadata.namespace, found.metadata.name): found.metadata.uid for found in items}
         for found in items:
             self.put(found)
@@ -177,8 +182,12 @@ class Cluster:
         self.version = ""
         self._deployment = deployment
         self._tell = tell
-        mark = f"{base.DEPLOYMENT}={deployment}"
-        self.mirrors = {name: Mirror(client, name, mark if name in OURS else "", self._changed) for name in GROUPS}
+        ours = {"labelSelector": f"{base.DEPLOYMENT}={deployment}"}
+        self._warnings: dict[str, Kept] = {}
+        """Pod's uid → the latest warning of it."""
+        self.mirrors = {
+            name: Mirror(client, name, ours if name in OURS else ONLY.get(name, {}), self._changed) for name in GROUPS
+        }
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -219,6 +228,26 @@ class Cluster:
         """Return the nodes that are ready."""
         return [kept for kept in self.mirrors["nodes"].all() if _ready(kept)]
 
+    def warning(self, uid: str) -> str | None:
+        """Return the latest warning of a pod, by its uid in the cluster: what its status does not say."""
+        found = self._warnings.get(uid)
+        return found.words if found is not None else None
+
+    def _warned(self, event: Kept, over: bool) -> None:
+        meant = event.involved
+        if meant is None or meant.kind != "Pod":
+            return
+        known = self._warnings.get(meant.uid)
+        if over:
+            if known is not None and known.uid == event.uid:
+                del self._warnings[meant.uid]
+            return
+        if known is None or int(known.revision) < int(event.revision):
+            self._warnings[meant.uid] = event
+            pod = self.mirrors["pods"].get(event.namespace, meant.name)
+            if pod is not None and pod.uid == meant.uid:
+                self._tell(base.Notice(kind=pod.labels.get(base.KIND) or "pod", uuid=pod.uuid))
+
     def _changed(self, collection: str, was: Kept | None, kept: Kept | None) -> None:
         found = kept or was
         assert found is not None
@@ -227,6 +256,8 @@ class Cluster:
             if (was is None or kept is None) or _ready(was) != _ready(kept):
                 for each in self.mirrors["namespaces"].all():
                     self._tell(base.Notice(kind="bay", uuid=each.bay))
+        elif collection == "events":
+            self._warned(found, kept is None)
         elif collection == "endpoints":
             service = self.mirrors["services"].get(found.namespace, found.name)
             if service is not None:

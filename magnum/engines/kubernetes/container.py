@@ -63,7 +63,7 @@ class Container(objects.Driver):
             return base.Outcome(status="Restarting", reason=reason, state=state)
         if reason is not None:
             return base.Outcome(status="Error", reason=reason, state=state)
-        return base.Outcome(status=item.status, state=state, pending=True)
+        return base.Outcome(status=item.status, reason=where.warning(kept.uid), state=state, pending=True)
 
     def ended(self, item: container.Container) -> base.Outcome | None:
         if item.status != "Stopped":

@@ -84,6 +84,8 @@ class Pod(objects.Driver):
         reason = trouble(status, len(spec.get("containers", [])) + len(spec.get("initContainers", [])) > 1)
         # a pod that is merely on its way is not settled yet
         pending = found["phase"] == "Pending" and reason is None and not item.spec.foreign
+        if not found["ready"] and found["phase"] in ("Pending", "Running") and (warning := where.warning(kept.uid)):
+            reason = f"{reason} ({warning})" if reason else warning
         return base.Outcome(status=found["phase"], reason=reason, state=found, pending=pending)
 
     def ended(self, item: pod.Pod) -> base.Outcome | None:

@@ -25,39 +25,6 @@ from magnum.engines.kubernetes import cluster
 INPUT, OUTPUT, ERRORS, ENDING, SIZE = range(5)
 
 
-class Logs(base.Session):
-    """A log, read to its end or followed. A cluster keeps output and errors as one."""
-
-    def __init__(self, source: contextlib.AbstractAsyncContextManager[Any]) -> None:
-        self._stack = contextlib.AsyncExitStack()
-        self._source = source
-        self._chunks: Any = None
-
-    async def open(self) -> "Logs":
-        """Ask the cluster, so that its refusal comes now. Raises NotFound, Conflict, EngineError."""
-        self._chunks = await self._stack.enter_async_context(self._source)
-        return self
-
-    async def read(self) -> collections.abc.AsyncIterator[tuple[int, bytes]]:
-        try:
-            async for chunk in self._chunks:
-                yield OUTPUT, chunk
-        except (aiohttp.ClientError, OSError) as error:
-            raise errors.Unavailable(f"the log broke off: {error}") from error
-
-    async def write(self, data: bytes) -> None:
-        raise errors.NotSupported("a log takes no input")
-
-    async def resize(self, width: int, height: int) -> None:
-        raise errors.NotSupported("a log has no size")
-
-    async def exit_code(self) -> int | None:
-        return None
-
-    async def close(self) -> None:
-        await self._stack.aclose()
-
-
 class Process(base.Session):
     """An attach or an exec, over ``socket``."""
 
@@ -103,6 +70,23 @@ class Process(base.Session):
         await self._socket.close()
 
 
+@contextlib.asynccontextmanager
+async def _log(
+    where: cluster.Cluster, path: str, params: dict[str, str], follow: bool
+) -> collections.abc.AsyncIterator[collections.abc.AsyncIterator[tuple[int, bytes]]]:
+    """Give a log's frames: a cluster keeps output and errors as one."""
+    async with where.client.log(path, params, follow) as chunks:
+
+        async def frames() -> collections.abc.AsyncIterator[tuple[int, bytes]]:
+            try:
+                async for chunk in chunks:
+                    yield OUTPUT, chunk
+            except (aiohttp.ClientError, OSError) as error:
+                raise errors.Unavailable(f"the log broke off: {error}") from error
+
+        yield frames()
+
+
 def _which(item: Any, kept: cluster.Kept, member: str | None) -> tuple[str, dict[str, Any]]:
     """Return the name of the container that is meant, and its status. Raises Invalid, NotFound."""
     spec, status = kept.read("spec"), kept.read("status")
@@ -139,7 +123,7 @@ async def open(where: cluster.Cluster, kept: cluster.Kept, item: Any, asked: Any
             params["sinceTime"] = _time(asked.since)
         path = where.path("pods", kept.namespace, kept.name, "log")
         try:
-            return await Logs(where.client.log(path, params, asked.follow)).open()
+            return await base.Logs(_log(where, path, params, asked.follow)).open()
         except errors.EngineError as error:
             # a container that has not begun has no log; the cluster says so as a bad request
             if kubernetes.refused(error) == 400:
