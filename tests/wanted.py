@@ -94,10 +94,10 @@ async def gone(driver, uuid, item):
     raise AssertionError(outcome.reason)
 
 
-async def bay(engine):
-    spec = bays.BaySpec(baymodel_id=base.new_uuid(), members=["here"], engine=engine.name)
+async def bay(engine, cluster=None, **fields):
+    spec = bays.BaySpec(baymodel_id=base.new_uuid(), members=["here"], engine=engine.name, **fields)
     if engine.name == "kubernetes":
-        (spec.cluster,) = engine.clusters
+        spec.cluster = cluster or next(iter(engine.clusters))
     bay = Wanted(engine, bays.Bay(uuid=base.new_uuid(), project_id="p", status="CREATE_IN_PROGRESS", spec=spec))
     made = await bay.apply()
     assert made.status == "CREATE_COMPLETE", made.reason

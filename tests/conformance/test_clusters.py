@@ -173,6 +173,50 @@ async def test_without_a_ca_the_cluster_signs_the_right_subject_alone(kubernetes
         await engine.close()
 
 
+async def test_a_cluster_that_is_away_keeps_nothing_of_another(kubernetes_cluster, tmp_path):
+    clusters = {
+        "away": _by_way(kubernetes_cluster["kubeconfig"], 1, tmp_path),
+        "main": kubernetes_cluster["kubeconfig"],
+    }
+    engine = _made(config.load([], deployment=f"t{uuid.uuid4().hex[:8]}", kubernetes__clusters=clusters))
+    await engine.start()
+    try:
+        facts = await wanted.answers(engine)
+        assert list(facts["clusters"]) == ["main"] and "cluster away" in facts["problem"]
+        bay = await wanted.bay(engine, "main")
+        web = wanted.container(engine, bay)
+        assert (await web.apply()).status == "Running"
+        assert {seen.kind for seen in await engine.seen()} == {"bay", "container"}
+        assert engine.others() == []
+        await bay.remove()
+        await web.remove()
+        with pytest.raises(errors.Unavailable, match="away"):
+            await web.driver.remove(web.item.uuid, None)
+    finally:
+        await engine.close()
+
+
+async def test_a_full_quota_takes_nothing_from_tenants(kubernetes):
+    """The trial of what tenants may make is refused by the quota: it says nothing of the cluster."""
+    bay = await wanted.bay(kubernetes, labels={"quota.pods": "1"})
+    web = wanted.container(kubernetes, bay)
+    assert (await web.apply()).status == "Running"
+    space = f"magnum-{bay.item.uuid}"
+
+    def rules():
+        return json.loads(_kubectl("-n", space, "get", "role", bodies.TENANT, "-o", "json"))["rules"]
+
+    before = rules()
+    assert any("pods" in rule["resources"] and "create" in rule["verbs"] for rule in before)
+    kubernetes.drivers["bay"]._writes.clear()
+    assert (await bay.apply()).status == "CREATE_COMPLETE"
+    assert rules() == before
+    await web.remove()
+    await bay.apply()
+    assert rules() == before
+    await bay.remove()
+
+
 async def test_a_manifests_confinement_stands(kubernetes):
     bay = await wanted.bay(kubernetes)
     main = {"name": "c", "command": ["sleep", "1000"], "securityContext": {"capabilities": {"drop": ["CHOWN"]}}}

@@ -186,10 +186,11 @@ async def test_hooks_and_grace(engine):
         "postStart": {"exec": {"command": ["sh", "-c", "echo started >> /v/log"]}},
         "preStop": {"exec": {"command": ["sh", "-c", "echo stopping >> /v/log"]}},
     }
+    quiet = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
     polite = "trap 'echo term >> /v/log; exit 0' TERM; while :; do sleep 0.1; done"
     pod = wanted.pod(
         engine, bay, terminationGracePeriodSeconds=4, volumes=[{"name": "v"}],
-        containers=[_sh("web", polite, lifecycle=hooks, **volume), _sh("reader", **volume)],
+        containers=[_sh("web", polite, lifecycle=hooks, **volume), _sh("reader", quiet, **volume)],
     )  # fmt: skip
     await pod.settle(_ready)
     assert await _exec(pod, "reader", "cat /v/log") == "started"

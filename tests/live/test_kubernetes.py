@@ -131,7 +131,8 @@ def test_the_client_walks_pods_services_and_controllers(slices, slice):
     says("coe-service-create", "--manifest", str(EXAMPLES / "web-service.yaml"), "--bay", "s", text="web")
     says("coe-service-list", "--bay", "s", text="web")
     ip = re.search(r"\| ip +\| ([\d.]+)", says("coe-service-show", "web", "--bay", "s"))[1]
-    says("container-create", "--name", "asker", "--image", images.DEMO, "--bay", "s", "--command", "sleep 100000")
+    waits = "sh -c 'trap exit TERM; while :; do sleep 1; done'"
+    says("container-create", "--name", "asker", "--image", images.DEMO, "--bay", "s", "--command", waits)
     says("container-start", "asker")
     until(lambda: _get(slices, "/v1/containers/asker?bay=s")["status"] == "Running")
     # a request by the service's cluster IP, and by its name

@@ -44,6 +44,7 @@ class Kubernetes(base.Engine):
             )
             for name, path in options.clusters.items()
         }
+        self._begun: set[str] = set()
         found = objects.Clusters(self.clusters)
         self.drivers: dict[str, base.Driver] = {
             "bay": bay.Bay(found, conf),
@@ -88,8 +89,11 @@ class Kubernetes(base.Engine):
     async def _version(self, where: cluster.Cluster) -> str:
         try:
             async with asyncio.timeout(VERSION_SECONDS):
-                # at the start: what has not been read yet is no reason to be thought away
-                await where.read()
+                if where.name not in self._begun:
+                    # what has not been read yet is no reason to be thought away at the start
+                    self._begun.add(where.name)
+                    await where.read()
+                where.check()
                 found = await where.client.request("GET", "/version", into=client_kubernetes.Version)
                 # an API server that cannot reach its store still tells its version
                 await where.client.request("GET", "/api/v1/namespaces/default")
@@ -98,10 +102,16 @@ class Kubernetes(base.Engine):
             raise errors.Unavailable(f"cluster {where.name} did not answer within {VERSION_SECONDS:g} s") from None
         return found.git_version.removeprefix("v")
 
+    def _known(self) -> list[cluster.Cluster]:
+        """Return the clusters that have been read: one that is away keeps nothing of the others'. Raises Unavailable."""
+        found = [each for each in self.clusters.values() if each.known]
+        if not found:
+            next(iter(self.clusters.values())).check()
+        return found
+
     async def seen(self) -> list[base.Seen]:
         found: dict[tuple[str, str], base.Seen] = {}
-        for each in self.clusters.values():
-            each.check()
+        for each in self._known():
             for name, mirror in each.mirrors.items():
                 # the cluster gives a service's endpoints the service's labels
                 for kept in mirror.all() if name != "endpoints" else []:
@@ -123,8 +133,7 @@ class Kubernetes(base.Engine):
 
     def others(self) -> list[tuple[str, str]]:
         found = []
-        for each in self.clusters.values():
-            each.check()
+        for each in self._known():
             for collection, kind in cluster.KINDS.items():
                 found += [(kind, kept.uuid) for kept in each.mirrors[collection].all() if self._foreign(kept)]
         return found

@@ -24,6 +24,7 @@ LOOK = 15.0
 TRIES = 20
 TRY_AGAIN = 0.1
 """A role that was just made takes a moment to be known to the API server."""
+TENANTS = ("roles", bodies.TENANT)
 BLOCKS = ("NamespaceContentRemaining", "NamespaceFinalizersRemaining", "NamespaceDeletionContentFailure",
           "NamespaceDeletionDiscoveryFailure", "NamespaceDeletionGroupVersionParsingFailure")  # fmt: skip
 """Conditions of a namespace that say what keeps it."""
@@ -79,11 +80,18 @@ class Bay(base.Driver):
                     await one(collection, body)
             await self._try(item, where)
             rest = bodies.bay_parts(self._conf, item, _networks(where), self._writes.get(where.name, writes))[1:]
+        role = where.mirrors["roles"].get(inside, bodies.TENANT)
+        if where.name not in self._writes and role is not None:
+            # what could not be tried takes nothing from tenants
+            rest = [
+                (collection, body) for collection, body in rest if (collection, body["metadata"]["name"]) != TENANTS
+            ]
+            applied[TENANTS] = role.fingerprint
         await asyncio.gather(*(one(collection, body) for collection, body in rest))
         self._applied[item.uuid] = applied
 
     async def _try(self, item: bay.Bay, where: cluster.Cluster) -> None:
-        """Find out what the cluster refuses of tenants by itself; what cannot be found out counts as nothing."""
+        """Find out what the cluster refuses of tenants by itself; what cannot be tried is tried with the next bay."""
         headers = {"Impersonate-User": bodies.probe(item), "Impersonate-Group": "system:authenticated"}
         inside = cluster.namespace(item.uuid)
         found = {}
@@ -108,7 +116,8 @@ class Bay(base.Driver):
                 LOG.warning(
                     "what tenants may make cannot be tried", cluster=where.name, of=collection, reason=error.detail
                 )
-            found[collection] = error is None and await offered(collection, bad) is not None
+                return
+            found[collection] = await offered(collection, bad) is not None
         LOG.info("what tenants may make with certificates of their own", cluster=where.name, **found)
         self._writes[where.name] = found
 

@@ -204,6 +204,11 @@ class Cluster:
         for mirror in self.mirrors.values():
             await mirror.synced.wait()
 
+    @property
+    def known(self) -> bool:
+        """Whether every collection has been read once."""
+        return all(mirror.synced.is_set() for mirror in self.mirrors.values())
+
     def check(self) -> None:
         """Raise Unavailable unless every collection has been read once."""
         for mirror in self.mirrors.values():

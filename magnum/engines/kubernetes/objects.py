@@ -31,20 +31,33 @@ class Clusters:
 
     def __init__(self, found: dict[str, cluster.Cluster]) -> None:
         self.all = found
+        self._homes: dict[str, cluster.Cluster] = {}
+        """Bay → its cluster, as last seen: what is in a namespace may be asked for after it has gone."""
 
-    def of(self, bay_uuid: str) -> cluster.Cluster:
-        """Return the cluster that has a bay's namespace. Raises Unavailable."""
+    def _home(self, bay_uuid: str) -> cluster.Cluster | None:
         where = cluster.namespace(bay_uuid)
         for each in self.all.values():
             if each.mirrors["namespaces"].get("", where) is not None:
+                self._homes[bay_uuid] = each
                 return each
+        return None
+
+    def of(self, bay_uuid: str) -> cluster.Cluster:
+        """Return the cluster that has a bay's namespace. Raises Unavailable."""
+        found = self._home(bay_uuid)
+        if found is not None:
+            return found
         for each in self.all.values():
             each.check()
-        raise errors.Unavailable(f"no cluster has the namespace {where} (yet)")
+        raise errors.Unavailable(f"no cluster has the namespace {cluster.namespace(bay_uuid)} (yet)")
 
-    def having(self, collection: str, uuid: str) -> tuple[cluster.Cluster, cluster.Kept] | None:
-        """Return the object that bears ``uuid``, and where; None if there is none. Raises Unavailable."""
-        for each in self.all.values():
+    def having(self, collection: str, uuid: str, bay_uuid: str | None) -> tuple[cluster.Cluster, cluster.Kept] | None:
+        """Return the object that bears ``uuid``, and where; None if there is none.
+
+        ``bay_uuid``: of its bay, None where that is not known: then every cluster must have been read. Raises Unavailable.
+        """
+        home = self._home(bay_uuid or "") or self._homes.get(bay_uuid or "")
+        for each in [home] if home is not None else self.all.values():
             each.check()
             kept = each.mirrors[collection].by_uuid(uuid)
             if kept is not None:
@@ -165,7 +178,7 @@ class Driver(base.Driver):
         return found
 
     async def remove(self, uuid: str, item: Any | None) -> base.Outcome:
-        found = self._clusters.having(self.collection, uuid)
+        found = self._clusters.having(self.collection, uuid, item.bay_uuid if item is not None else None)
         if found is None:
             return base.Outcome(gone=True)
         where, kept = found

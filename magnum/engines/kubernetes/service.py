@@ -48,7 +48,7 @@ class Service(objects.Driver):
         return base.Outcome(status="Active", state=state)
 
     async def remove(self, uuid: str, item: Any | None) -> base.Outcome:
-        found = self._clusters.having(self.collection, uuid)
+        found = self._clusters.having(self.collection, uuid, item.bay_uuid if item is not None else None)
         if found is not None and not found[1].going:
             where, kept = found
             if where.mirrors["networkpolicies"].get(kept.namespace, bodies.opening_name(uuid)) is not None:
