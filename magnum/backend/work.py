@@ -78,10 +78,6 @@ class Work:
         self._told: tuple[Any, ...] | None = None
         self._answer: Any = None
 
-    @property
-    def busy(self) -> bool:
-        return self._task is not None
-
     def apply(self, item: Any) -> asyncio.Future[Any]:
         """Ask for ``item``, or for what is newer and known already; the result is the object as the conductor has it."""
         self._take(item)

@@ -67,7 +67,6 @@ class Meta(_Reply):
     uid: str = ""
     resource_version: str = ""
     generation: int = 0
-    creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     labels: dict[str, str] = {}
     finalizers: list[str] = []
@@ -129,8 +128,6 @@ class _Event(_Reply):
 
 class Version(_Reply):
     git_version: str = ""
-    major: str = ""
-    minor: str = ""
 
 
 class Gone(Exception):

@@ -51,14 +51,14 @@ def namespace(bay_uuid: str) -> str:
 class Kept:
     """One object of a mirror. ``spec``, ``status`` and ``subsets`` are JSON as the server sent it."""
 
-    __slots__ = ("bay", "created", "finalizers", "fingerprint", "generation", "going", "involved", "labels", "name", "namespace",
+    __slots__ = ("bay", "finalizers", "fingerprint", "generation", "going", "involved", "labels", "name", "namespace",
                  "owner", "revision", "spec", "status", "subsets", "uid", "words")  # fmt: skip
 
     def __init__(self, found: kubernetes.Object) -> None:
         meta = found.metadata
         self.name, self.namespace, self.uid = meta.name, meta.namespace, meta.uid
         self.revision, self.generation = meta.resource_version, meta.generation
-        self.created, self.going = meta.creation_timestamp, meta.deletion_timestamp
+        self.going = meta.deletion_timestamp
         self.labels, self.finalizers = meta.labels, tuple(meta.finalizers)
         self.owner = next((o.uid for o in meta.owner_references if o.controller), "")
         self.fingerprint = found.fingerprint
@@ -180,7 +180,6 @@ class Cluster:
         self.client = client
         self.name = client.name
         self.version = ""
-        self._deployment = deployment
         self._tell = tell
         ours = {"labelSelector": f"{base.DEPLOYMENT}={deployment}"}
         self._warnings: dict[str, Kept] = {}

@@ -23,9 +23,6 @@ class Container(objects.Driver):
         container.check_on(container.check(item.spec), "kubernetes")
         return bodies.container_body(self._conf, item)
 
-    def name(self, item: container.Container) -> str:
-        return f"container-{item.uuid}"
-
     async def apply(self, item: container.Container, progress: base.Progress) -> base.Outcome:
         if item.spec.power == "created":
             return _unmade(item)

@@ -91,10 +91,6 @@ class Driver(base.Driver):
     def outcome(self, item: Any, kept: cluster.Kept, where: cluster.Cluster) -> base.Outcome:
         """Return what ``kept`` shows of ``item``; the state's ``applied`` is set by whoever calls."""
 
-    def name(self, item: Any) -> str:
-        """Return the object's name in its namespace."""
-        return str(item.name)
-
     def ended(self, item: Any) -> base.Outcome | None:
         """Return what shows of an object that has done its work and is gone; None if it is to be made again."""
         return None
