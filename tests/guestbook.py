@@ -1,6 +1,10 @@
 """Local images in place of those of the guestbook: the same parts, ports and ways between them, of busybox."""
 
+import pathlib
+
 from testbed import images
+
+MANIFESTS = pathlib.Path(__file__).parent.parent / "docs" / "examples" / "guestbook.yaml"
 
 _STORE = "httpd -f -p 6379 -h /srv"
 _COMMANDS = {
@@ -19,3 +23,11 @@ _COMMANDS = {
 def archive():
     """Return them as an archive that engines load."""
     return images.archive([(tag, ["sh", "-c", script]) for tag, script in _COMMANDS.items()])
+
+
+def create(cloud, bay):
+    """Have its services and controllers made in a bay."""
+    for text in MANIFESTS.read_text().split("\n---\n"):
+        kind = "services" if "kind: Service" in text else "rcs"
+        status, made = cloud.request("POST", f"/v1/{kind}?wait=30", {"bay_uuid": bay, "manifest": text})
+        assert status in (201, 202), made

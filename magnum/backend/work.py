@@ -19,7 +19,7 @@ import structlog
 from magnum import errors, faults, objects
 from magnum.backend import converge
 from magnum.engines import base as engines
-from magnum.objects import container, pod, replication_controller, service
+from magnum.objects import base, container, pod, replication_controller, service
 
 if TYPE_CHECKING:
     from magnum.backend import server
@@ -225,7 +225,7 @@ class Work:
         if what == "look":
             return await driver.observe(item)
         try:
-            if self.kind in CHECKS and not getattr(item.spec, "foreign", False):
+            if self.kind in CHECKS and not base.is_foreign(item):
                 CHECKS[self.kind](item.spec, self._backend.engine(item).name)
         except errors.Invalid as error:
             kind = objects.KINDS[self.kind]

@@ -239,17 +239,14 @@ class Client:
             params={"fieldManager": MANAGER, "force": "true"},
         )  # fmt: skip
 
-    async def delete(self, path: str, *, uid: str | None = None, grace: int | None = None,
-                     propagation: str = "Background") -> None:  # fmt: skip
+    async def delete(self, path: str, *, uid: str | None = None, propagation: str = "Background") -> None:
         """Ask for the end of an object, of that very one if ``uid`` is given; that there is none is well.
 
-        ``grace``: seconds, None for the object's own. Raises Conflict if another has the name.
+        Raises Conflict if another has the name.
         """
         body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
-        if grace is not None:
-            body["gracePeriodSeconds"] = grace
         with contextlib.suppress(errors.NotFound):
             await self.request("DELETE", path, body=body, into=msgspec.Raw)
 

@@ -270,7 +270,7 @@ class Server(conductor_rpc.Conductor):
         record = await tx.find(kind, ident, await self._bay(tx, where), lock="write")
         if record.item.deleting and doing != "delete":
             raise errors.Conflict(f"cannot {doing} a {kind.name} that is being deleted", status=record.item.status)
-        if getattr(record.item.spec, "foreign", False):
+        if base.is_foreign(record.item):
             controller = getattr(record.item.spec, "controller", None)
             if doing != "delete" and controller is not None:
                 raise errors.Conflict(f"cannot {doing} it: it is as the template of its controller {controller} says")
@@ -447,7 +447,7 @@ class Server(conductor_rpc.Conductor):
             if kind.in_bay:
                 table = tables.KINDS[kind.name]
                 for record in await tx.records(kind, table.c.bay_uuid == where.uuid, lock="write"):
-                    if getattr(record.item.spec, "foreign", False):
+                    if base.is_foreign(record.item):
                         # it ends with the namespace
                         await self._bury(tx, kind, record.item)
                     elif not record.item.deleting:
@@ -535,7 +535,7 @@ class Server(conductor_rpc.Conductor):
         if report.sequence <= record.seq or report.generation < item.generation:
             return item
         record.seq = report.sequence
-        if report.gone and (item.deleting or getattr(item.spec, "foreign", False)):
+        if report.gone and (item.deleting or base.is_foreign(item)):
             await self._bury(tx, kind, item)
             return None
         state = msgspec.convert(report.state, kind.state)
@@ -560,7 +560,7 @@ class Server(conductor_rpc.Conductor):
         if report.gone:
             await tx.drop_share(share)
             shares.remove(share)
-            if not shares and (item.deleting or getattr(item.spec, "foreign", False)):
+            if not shares and (item.deleting or base.is_foreign(item)):
                 await self._bury(tx, kind, item)
                 return None
         else:

@@ -1,8 +1,9 @@
 """Bays on clusters: which host keeps one, and that another does when that host is lost.
 
 A bay that is a slice of a cluster is kept by one backend at a time. When that is down,
-or no longer reaches the cluster, any other that does can go on with it, since nothing of it is on the machine itself;
-the one that lost it is told so by every answer to its reports.
+or no longer reaches the cluster, any other that does can go on with it, since nothing
+of it is on the machine itself; the one that lost it is told so by every answer to its
+reports.
 
 Called by ``conductor.server``: ``choose`` when a bay is made, ``sweep`` each second.
 """
@@ -33,11 +34,11 @@ def _keeps(machine: hosts.Host | None, cluster: str) -> bool:
     return machine is not None and machine.status != "down" and cluster in machine.facts.clusters
 
 
-async def _counts(tx: store.Transaction) -> tuple[dict[str, int], dict[str, int]]:
-    """Return how many bays each cluster and each host has."""
+def _counts(records: list[store.Record]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many of the bays each cluster and each host has."""
     clusters: dict[str, int] = {}
     kept: dict[str, int] = {}
-    for record in await tx.records(objects.KINDS["bay"]):
+    for record in records:
         spec = record.item.spec
         if spec.cluster is not None:
             clusters[spec.cluster] = clusters.get(spec.cluster, 0) + 1
@@ -49,7 +50,7 @@ async def _counts(tx: store.Transaction) -> tuple[dict[str, int], dict[str, int]
 async def choose(tx: store.Transaction, spec: bay.BaySpec) -> tuple[str, list[str]]:
     """Return the cluster of a new bay and the host that keeps it. Raises NoHostFits, which says of each host why."""
     machines = await tx.hosts()
-    bays, kept = await _counts(tx)
+    bays, kept = _counts(await tx.records(objects.KINDS["bay"]))
     wanted = spec.labels.get(LABEL)
     reasons: dict[str, str] = {}
     fits: list[tuple[int, int, str, str]] = []
@@ -92,9 +93,10 @@ async def sweep(db: store.Store) -> None:
         everything = {name for machine in machines.values() for name in machine.facts.clusters}
         if not everything or all(everything <= set(m.facts.clusters) and m.status != "down" for m in machines.values()):
             return []
-        _, kept = await _counts(tx)
+        records = await tx.records(objects.KINDS["bay"])
+        _, kept = _counts(records)
         found = []
-        for record in await tx.records(objects.KINDS["bay"]):
+        for record in records:
             spec = record.item.spec
             if spec.cluster is None or any(_keeps(machines.get(name), spec.cluster) for name in spec.members):
                 continue

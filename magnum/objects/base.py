@@ -203,6 +203,11 @@ class Query(msgspec.Struct, kw_only=True, omit_defaults=True):
     )  # fmt: skip
 
 
+def is_foreign(item: Any) -> bool:
+    """Return whether others made ``item`` in the cluster: it is shown and never changed."""
+    return bool(getattr(item.spec, "foreign", False))
+
+
 def new_uuid() -> str:
     """Return a new random uuid in its canonical text form."""
     return str(_uuid.uuid4())

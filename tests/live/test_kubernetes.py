@@ -250,10 +250,7 @@ def test_what_needs_a_privilege_is_refused_by_magnum(slices, slice):
 
 def test_the_guestbook_runs(slices, slice):
     kubernetes.load(guestbook.archive())
-    for text in (EXAMPLES / "guestbook.yaml").read_text().split("\n---\n"):
-        kind = "services" if "kind: Service" in text else "rcs"
-        status, made = slices.request("POST", f"/v1/{kind}?wait=30", {"bay_uuid": "s", "manifest": text})
-        assert status in (201, 202), made
+    guestbook.create(slices, "s")
     began = time.monotonic()
     until(lambda: sum(p["ready"] for p in _pods(slices, "s")) == 6)
     print(f"six pods ready after {time.monotonic() - began:.1f} s")
@@ -344,17 +341,8 @@ def test_what_keeps_a_bay_is_named(slices, slice):
 async def test_sessions_are_the_same_as_on_docker(slices, slice):
     made = await asyncio.to_thread(_run, slices, "s", "shell", ["sleep", "1000"])
     at = f"/v1/containers/{made['uuid']}"
-    command = urllib.parse.quote("sh -c 'read name; echo hello $name; echo bad >&2; exit 7'")
-    async with sessions.socket_to(slices, f"{at}/exec?command={command}") as socket:
-        await socket.send(b"\x00you\n")
-        assert await sessions.ending_of(socket) == (b"hello you\n", b"bad\n", {"exit_code": 7})
-    command = urllib.parse.quote("sh -c 'read go; stty size'")
-    async with sessions.socket_to(slices, f"{at}/exec?tty=1&command={command}") as socket:
-        await socket.send(b'\x04{"Width": 97, "Height": 31}')
-        await asyncio.sleep(0.5)
-        await socket.send(b"\x00go\n")
-        out, _, ending = await sessions.ending_of(socket)
-    assert b"31 97" in out and ending == {"exit_code": 0}
+    await sessions.exec_is_interactive(slices, at)
+    await sessions.terminal_has_its_size(slices, at)
     body = {"name": "asks", "bay_uuid": "s", "image": images.DEMO, "stdin_open": True, "start": True,
             "command": ["sh", "-c", "read line; echo got $line; sleep 1000"], "stop_timeout": 0}  # fmt: skip
     status, asks = await asyncio.to_thread(slices.request, "POST", "/v1/containers?wait=60", body)

@@ -36,10 +36,7 @@ def test_a_log_is_read_by_tail_and_by_stream(cloud, talker):
 
 
 async def test_exec_is_interactive_and_tells_its_exit_code(cloud, talker):
-    command = urllib.parse.quote("sh -c 'read name; echo hello $name; echo bad >&2; exit 7'")
-    async with sessions.socket_to(cloud, f"/v1/containers/{talker['uuid']}/exec?command={command}") as socket:
-        await socket.send(b"\x00you\n")
-        assert await sessions.ending_of(socket) == (b"hello you\n", b"bad\n", {"exit_code": 7})
+    await sessions.exec_is_interactive(cloud, f"/v1/containers/{talker['uuid']}")
 
 
 async def test_input_that_ends_ends_the_command(cloud, talker):
@@ -53,13 +50,7 @@ async def test_input_that_ends_ends_the_command(cloud, talker):
 
 
 async def test_a_terminal_has_the_size_that_it_is_told(cloud, talker):
-    command = urllib.parse.quote("sh -c 'read go; stty size'")
-    async with sessions.socket_to(cloud, f"/v1/containers/{talker['uuid']}/exec?tty=1&command={command}") as socket:
-        await socket.send(b'\x04{"Width": 97, "Height": 31}')
-        await asyncio.sleep(0.5)
-        await socket.send(b"\x00go\n")
-        out, _, ending = await sessions.ending_of(socket)
-    assert b"31 97" in out and ending == {"exit_code": 0}
+    await sessions.terminal_has_its_size(cloud, f"/v1/containers/{talker['uuid']}")
 
 
 async def test_attach_shows_what_the_main_process_says(cloud, talker):

@@ -181,10 +181,7 @@ def three(cloud, docker_hosts):
 
 
 def test_the_guestbook_outlives_a_host(cloud, docker_hosts, three):
-    for text in (EXAMPLES / "guestbook.yaml").read_text().split("\n---\n"):
-        kind = "services" if "kind: Service" in text else "rcs"
-        status, made = cloud.request("POST", f"/v1/{kind}?wait=30", {"bay_uuid": "guests", "manifest": text})
-        assert status in (201, 202), made
+    guestbook.create(cloud, "guests")
     began = time.monotonic()
     until(lambda: sum(p["ready"] for p in _pods(cloud, "guests")) == 6)
     print(f"six pods ready after {time.monotonic() - began:.1f} s")

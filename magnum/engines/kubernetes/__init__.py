@@ -67,6 +67,7 @@ class Kubernetes(base.Engine):
         )
         found: dict[str, dict[str, Any]] = {}
         problems = []
+        ready = {each.name: each.nodes() for each in self.clusters.values()}
         for each, answer in zip(self.clusters.values(), answers, strict=True):
             if isinstance(answer, errors.MagnumError):
                 problems.append(answer.detail)
@@ -74,10 +75,10 @@ class Kubernetes(base.Engine):
                 raise answer
             else:
                 each.version = answer
-                found[each.name] = {"version": answer, "nodes": len(each.nodes())}
+                found[each.name] = {"version": answer, "nodes": len(ready[each.name])}
         if not found:
             raise errors.Unavailable("; ".join(problems))
-        nodes = [node.read("status").get("allocatable", {}) for each in self.clusters.values() for node in each.nodes()]
+        nodes = [node.read("status").get("allocatable", {}) for nodes_there in ready.values() for node in nodes_there]
         return {
             "engines": {self.name: next(iter(found.values()))["version"]}, "clusters": found,
             "cpus": sum(_number(node.get("cpu", 0)) for node in nodes),
@@ -154,9 +155,8 @@ class Kubernetes(base.Engine):
         item: Any
         if kind == "pod":
             images = list(dict.fromkeys(c.get("image", "") for c in spec.get("containers", [])))
-            owner = where.mirrors["replicationcontrollers"].by_uuid(kept.owner) if kept.owner else None
-            if owner is None and kept.owner:
-                owner = next((o for o in where.in_bay("replicationcontrollers", kept.bay) if o.uid == kept.owner), None)
+            controllers_here = where.in_bay("replicationcontrollers", kept.bay) if kept.owner else []
+            owner = next((each for each in controllers_here if each.uid == kept.owner), None)
             made = pods.PodSpec(
                 manifest=data | {"kind": "Pod"}, labels=kept.labels, images=images, foreign=True,
                 controller=owner.uuid if owner is not None and owner.ours(self._conf.deployment) else None,

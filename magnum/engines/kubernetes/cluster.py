@@ -96,7 +96,7 @@ class Mirror:
         self._all: dict[tuple[str, str], Kept] = {}
         self._uuids: dict[str, Kept] = {}
         self.synced = asyncio.Event()
-        self.problem: str | None = "has not been read yet"
+        self.problem: str | None = f"cluster {client.name} has not been read yet"
 
     def get(self, where: str, name: str) -> Kept | None:
         return self._all.get((where, name))
@@ -113,7 +113,7 @@ class Mirror:
         known = self._all.get((meta.namespace, meta.name))
         if known is not None and known.uid == meta.uid and int(known.revision) >= int(meta.resource_version):
             return known
-        if self.name not in ("nodes",) and not (meta.namespace or meta.name).startswith(PREFIX):
+        if self.name != "nodes" and not (meta.namespace or meta.name).startswith(PREFIX):
             return None
         kept = Kept(found)
         if known is not None:
@@ -212,8 +212,7 @@ class Cluster:
         """Raise Unavailable unless every collection has been read once."""
         for mirror in self.mirrors.values():
             if not mirror.synced.is_set():
-                raise errors.Unavailable(f"cluster {self.name} {mirror.problem}" if mirror.problem == "has not been read yet"
-                                         else mirror.problem or "")  # fmt: skip
+                raise errors.Unavailable(mirror.problem or "")
 
     def path(self, collection: str, where: str = "", name: str = "", verb: str = "") -> str:
         """Return the API's path of a collection, of one object, or of a subresource of it."""

@@ -17,6 +17,7 @@ from magnum import errors
 from magnum.clients import kubernetes
 from magnum.engines import base
 from magnum.engines.kubernetes import cluster
+from magnum.objects import base as stored
 
 LOG = structlog.get_logger(__name__)
 
@@ -109,11 +110,8 @@ class Driver(base.Driver):
         where.check()
         return where, where.mirrors[self.collection].by_uuid(item.uuid)
 
-    def _foreign(self, item: Any) -> bool:
-        return bool(getattr(item.spec, "foreign", False))
-
     async def apply(self, item: Any, progress: base.Progress) -> base.Outcome:
-        if self._foreign(item):
+        if stored.is_foreign(item):
             return await self.observe(item)
         where, kept = self.find(item)
         if kept is None and item.observed_generation == item.generation and (ended := self.ended(item)) is not None:
@@ -156,7 +154,7 @@ class Driver(base.Driver):
     async def observe(self, item: Any) -> base.Outcome:
         where, kept = self.find(item)
         if kept is None:
-            if self._foreign(item):
+            if stored.is_foreign(item):
                 return base.Outcome(gone=True)
             ended = self.ended(item)
             if ended is not None:
@@ -168,7 +166,7 @@ class Driver(base.Driver):
         found = self.outcome(item, kept, where)
         applied = getattr(item.state, "applied", None)
         found.state["applied"] = applied
-        if not self._foreign(item) and self.fingerprint(item, kept, where) != applied and not kept.going:
+        if not stored.is_foreign(item) and self.fingerprint(item, kept, where) != applied and not kept.going:
             # another has changed what is ours to set
             found.retry_after = 0.0
         return found
