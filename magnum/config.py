@@ -147,6 +147,21 @@ KUBERNETES_OPTS: list[cfg.Opt] = [
                help="Image named in the trial of what a cluster refuses of tenants; it is never run."),
 ]  # fmt: skip
 
+NEUTRON_OPTS: list[cfg.Opt] = [
+    cfg.StrOpt("agent_host",
+               help="What Neutron's agent calls this machine, where ports are bound to. By default [DEFAULT] host."),
+    cfg.StrOpt("ovsdb_connection", default="unix:/var/run/openvswitch/db.sock",
+               help="Database of this machine's Open vSwitch (ovs-vsctl's --db), which interfaces are plugged into."),
+    cfg.StrOpt("bay_cidr", default="10.244.0.0/24",
+               help="Addresses of a bay's own network, the same for all: tenants' networks may overlap."),
+    cfg.ListOpt("dns_nameservers", default=[], help="Name servers of bays whose model names none."),
+    cfg.FloatOpt("active_timeout", default=30.0, min=1,
+                 help="Seconds for Neutron's agent to make a port ACTIVE before its workload starts."),
+    cfg.FloatOpt("check_interval", default=15.0, min=0.5,
+                 help="Seconds between looks for ports that nobody wants any more, or that are gone."),
+]  # fmt: skip
+"""How Neutron is asked is keystoneauth's to say: ``auth_type``, ``auth_url``, ``region_name`` and so on."""
+
 AUDIT_OPTS: list[cfg.Opt] = [
     cfg.BoolOpt("log", default=True, help="Log a line for each request that changes something, and for each refusal."),
     cfg.BoolOpt("notifications", default=False,
@@ -169,7 +184,7 @@ QUOTA_OPTS: list[cfg.Opt] = [
 GROUPS: dict[str, list[cfg.Opt]] = {
     "DEFAULT": DEFAULT_OPTS, "api": API_OPTS, "conductor": CONDUCTOR_OPTS, "backend": BACKEND_OPTS,
     "database": DATABASE_OPTS, "docker": DOCKER_OPTS,
-    "kubernetes": KUBERNETES_OPTS, "quotas": QUOTA_OPTS, "audit": AUDIT_OPTS,
+    "kubernetes": KUBERNETES_OPTS, "neutron": NEUTRON_OPTS, "quotas": QUOTA_OPTS, "audit": AUDIT_OPTS,
 }  # fmt: skip
 
 DEFAULT_FILE = "/etc/magnum/magnum.conf"

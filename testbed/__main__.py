@@ -18,7 +18,8 @@ COMPONENTS = sorted(
 )
 
 
-def _up(component: types.ModuleType, hosts: int) -> None:
+def _up(component: types.ModuleType, hosts: int, before: list[concurrent.futures.Future[None]]) -> None:
+    concurrent.futures.wait(before)
     started = time.monotonic()
     component.install()
     component.up(hosts)
@@ -45,7 +46,11 @@ def main() -> int:
     failed = False
     with base.lock(base.FOLDER / "lock"), concurrent.futures.ThreadPoolExecutor() as pool:
         if asked.verb == "up":
-            tasks = {pool.submit(_up, component, asked.hosts): name for name, component in found.items()}
+            tasks = {}
+            # what needs others starts them itself if they are not asked for; it waits for those that are
+            for name, component in sorted(found.items(), key=lambda each: hasattr(each[1], "NEEDS")):
+                before = [task for task, other in tasks.items() if other in getattr(component, "NEEDS", ())]
+                tasks[pool.submit(_up, component, asked.hosts, before)] = name
         else:
             tasks = {pool.submit(component.down): name for name, component in found.items()}
         for task in concurrent.futures.as_completed(tasks):

@@ -8,7 +8,8 @@ that wants to end a Keystone.
 Users are called ``<project>-<role>`` (``alpha-member``), for the projects alpha and
 beta of the domain Default and gamma of the domain other; ``system-admin`` and
 ``system-reader`` have their roles on the system; ``magnum`` has the role service in
-the project service; ``admin`` made them all. Every user has a role in one project
+the project service, ``neutron`` and ``magnum-networks`` (which works with Neutron)
+have admin there too; ``admin`` made them all. Every user has a role in one project
 alone. ``credentials`` are application credentials: ``whole`` of alpha-member and
 ``operator`` of alpha-admin are not restricted, ``lister`` of alpha-member may only
 list and show containers.
@@ -169,7 +170,7 @@ def front(name: str, settings: dict[str, str] | None = None) -> collections.abc.
     try:
         made.start()
         _region(made.region)
-        _register("identity", "keystone", made.url, made.region)
+        enlist("identity", "keystone", made.url, made.region)
         yield made
     finally:
         made.stop()
@@ -328,7 +329,7 @@ def register(url: str, region: str = "RegionOne") -> None:
     """Say in the catalogue that Magnum is at ``url``; a deployment of a test's own takes a region of its own."""
     _region(region)
     for kind in TYPES:
-        _register(kind, "magnum", url, region)
+        enlist(kind, "magnum", url, region)
 
 
 def _region(name: str) -> None:
@@ -336,7 +337,8 @@ def _region(name: str) -> None:
         request("POST", "/regions", {"region": {"id": name}})
 
 
-def _register(kind: str, name: str, url: str, region: str) -> None:
+def enlist(kind: str, name: str, url: str, region: str = "RegionOne") -> None:
+    """Say in the catalogue that the service ``name`` of type ``kind`` is at ``url``. Raises Failed."""
     service = _ensure("services", {"type": kind, "name": name}, "type")
     for interface in ("public", "internal", "admin"):
         wanted = {"service_id": service["id"], "interface": interface, "region_id": region, "url": url}
@@ -369,8 +371,10 @@ def _seed(found: dict[str, Any]) -> None:
             _user(found, f"{project}-{role}", domain, project, path)
     for role in ("admin", "reader"):
         _user(found, f"system-{role}", "Default", "", f"/system/users/{{}}/roles/{roles[role]}")
-    path = f"/projects/{found['projects']['service']}/users/{{}}/roles/{roles['service']}"
-    _user(found, "magnum", "Default", "service", path)
+    service = f"/projects/{found['projects']['service']}/users/{{}}/roles"
+    _user(found, "magnum", "Default", "service", f"{service}/{roles['service']}")
+    for name in ("neutron", "magnum-networks"):
+        _user(found, name, "Default", "service", *(f"{service}/{roles[role]}" for role in ("admin", "service")))
     base.write_facts(NAME, found)
     register("http://127.0.0.1:9511/v1")
     for name, (owner, rules) in CREDENTIALS.items():

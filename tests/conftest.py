@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from testbed import base, docker, images, kubernetes
+from testbed import base, docker, images, kubernetes, neutron
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,15 @@ def docker_hosts() -> list[Host]:
 @pytest.fixture
 def docker_host(docker_hosts) -> Host:
     return docker_hosts[0]
+
+
+@pytest.fixture(scope="session")
+def networking(docker_hosts):
+    """The test bed's Neutron, as a module; agents are on the first two of ``docker_hosts``."""
+    neutron.install()
+    with base.lock(base.FOLDER / "lock"):
+        neutron.up()
+    return neutron
 
 
 @pytest.fixture(scope="session")

@@ -66,8 +66,10 @@ class Deployment:
     max_body = 2**20
     """Bytes, as configured by default."""
 
-    def __init__(self, name, folder, hosts, more=None, headers=dict, keepers=0):
+    def __init__(self, name, folder, hosts, more=None, headers=dict, keepers=0, each=None):
         """``more``: group → option → value, over the usual ones; ``headers`` is called for those of every request.
+
+        ``each``: the test bed's name of a host → options of its backend, likewise.
 
         ``keepers``: backends that have the test bed's cluster and no engine of their own.
         """
@@ -97,7 +99,7 @@ class Deployment:
         self._write("magnum.conf", settings)
         for host_name, host in self.hosts.items():
             more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name}, "docker": {"url": host.url},
-                    "backend": {"address": host.address}}  # fmt: skip
+                    "backend": {"address": host.address}, **(each or {}).get(host.name, {})}  # fmt: skip
             self._write(f"{host_name}.conf", more)
         for keeper in self.keepers:
             facts = base.facts("kubernetes")

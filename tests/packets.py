@@ -11,7 +11,7 @@ from typing import Any
 from magnum import config, errors
 from magnum.clients import docker, nftables
 from magnum.engines import base
-from magnum.engines.docker import service
+from magnum.engines.docker import service, wiring
 from magnum.networks import names
 from testbed import base as testbed
 from testbed import images
@@ -68,7 +68,7 @@ class Bay:
         self.tasks: list[asyncio.Task[str]] = []
 
     def services(self) -> service.Service:
-        return service.Service(self.client, self.conf, self.hosts)
+        return service.Service(self.client, self.conf, self.hosts, wiring.Wiring(self.client, self.conf, self.hosts))
 
     async def container(self, name: str, command: list[str] | None = None) -> str:
         """Start a container of the bay and return its address."""

@@ -19,6 +19,7 @@ class ContainerBody(bodies.Body):
     ``command`` and ``entrypoint``: a list, or text that is split as a shell would.
     ``ports``: objects, numbers, or text as Docker has it (``8080:80/tcp``).
     ``restart_policy``: an object, or text such as ``on-failure:3``.
+    ``networks``: those of Neutron that it is on, ``security_groups``: names or uuids, in a bay on Neutron alone.
     ``start``: whether it is started, too.
     """
 
@@ -52,6 +53,8 @@ class ContainerBody(bodies.Body):
     host_pid: bool | None = None
     host_ipc: bool | None = None
     image_pull_policy: str | None = None
+    networks: list[container.Network] | None = None
+    security_groups: list[str] | None = None
     start: bool | None = None
 
 

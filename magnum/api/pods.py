@@ -5,9 +5,16 @@ from typing import Any
 import msgspec
 
 from magnum.api import bodies, manifests, names, routing, tunnels, verbs, views
-from magnum.objects import base, pod
+from magnum.objects import base, container, pod
 
 ROUTES = routing.Routes("pods")
+
+
+class PodBody(manifests.ManifestBody):
+    """``networks`` and ``security_groups`` (names or uuids) are Neutron's, in a bay on Neutron alone."""
+
+    networks: list[container.Network] | None = None
+    security_groups: list[str] | None = None
 
 
 class Pods(msgspec.Struct):
@@ -33,11 +40,13 @@ def _check(call: routing.Call, spec: Any) -> None:
 
 
 @ROUTES.post("/v1/pods", rule="pod:create", answers={201: views.Pod, 202: views.Pod})
-async def create(call: routing.Call, body: manifests.ManifestBody, query: bodies.Wait) -> routing.Answer:
+async def create(call: routing.Call, body: PodBody, query: bodies.Wait) -> routing.Answer:
     """Make a pod."""
     text = await manifests.text(call, body)
     where: Any = await call.api.conductor.get(call.context, "bay", names.ident(body.bay_uuid, "bay"))
     name, spec = pod.parse(text, manifests.given_name(body), where.spec.engine)
+    spec.networks, spec.security_groups = body.networks or [], body.security_groups
+    container.check_networks(spec.networks, spec.security_groups)
     _check(call, spec)
     item = pod.Pod(uuid=base.new_uuid(), name=name, bay_uuid=where.uuid, spec=spec)
     return await verbs.create(call, item, query)

@@ -10,6 +10,12 @@ from magnum.objects import base, service
 ROUTES = routing.Routes("services")
 
 
+class ServiceBody(manifests.ManifestBody):
+    """``external``: whether it has a floating IP, in a bay on Neutron with an external network alone."""
+
+    external: bool | None = None
+
+
 class Services(msgspec.Struct):
     services: list[views.Service]
     next: str | None = None
@@ -21,11 +27,12 @@ def _check(call: routing.Call, spec: Any) -> None:
 
 
 @ROUTES.post("/v1/services", rule="service:create", answers={201: views.Service, 202: views.Service})
-async def create(call: routing.Call, body: manifests.ManifestBody, query: bodies.Wait) -> routing.Answer:
+async def create(call: routing.Call, body: ServiceBody, query: bodies.Wait) -> routing.Answer:
     """Make a service."""
     text = await manifests.text(call, body)
     where: Any = await call.api.conductor.get(call.context, "bay", names.ident(body.bay_uuid, "bay"))
     name, spec = service.parse(text, manifests.given_name(body), where.spec.engine)
+    spec.external = bool(body.external)
     _check(call, spec)
     item = service.Service(uuid=base.new_uuid(), name=name, bay_uuid=where.uuid, spec=spec)
     return await verbs.create(call, item, query)

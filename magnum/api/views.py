@@ -118,6 +118,8 @@ class Container(Placed, kw_only=True):
     devices: list[str]
     image_pull_policy: str
     ports: list[container.Port]
+    networks: list[container.Network]
+    security_groups: list[str]
     addresses: dict[str, list[str]]
     exit_code: int | None
     oom_killed: bool
@@ -142,6 +144,8 @@ class Pod(Placed, kw_only=True):
     conditions: list[dict[str, Any]]
     container_statuses: list[dict[str, Any]]
     init_container_statuses: list[dict[str, Any]]
+    networks: list[container.Network]
+    security_groups: list[str]
     pod_ip: str | None
     host_ip: str | None
     started_at: str | None
@@ -155,6 +159,9 @@ class Service(Placed, kw_only=True):
     ports: list[service.ServicePort]
     type: str
     addresses: list[str]
+    external: bool
+    external_ip: str | None
+    source_ranges: list[str]
     endpoints: list[str]
     node_ports: dict[str, int]
     manifest: dict[str, Any]
@@ -192,6 +199,7 @@ class Host(msgspec.Struct, kw_only=True):
     address: str
     labels: dict[str, str]
     containers: int
+    networks: list[str]
     clusters: dict[str, host.Cluster]
     last_seen_at: datetime.datetime | None
     created_at: datetime.datetime | None
@@ -229,13 +237,21 @@ def nodes_of(item: bay.Bay) -> int:
     return item.spec.node_count if item.state.node_count is None else item.state.node_count
 
 
+def _groups(item: Any) -> list[str]:
+    """Return the security groups that an object has, or is to have while it has none yet."""
+    found: list[str] = item.state.security_groups or item.spec.security_groups or []
+    return found
+
+
 def of(item: Any, links: list[Link]) -> Any:
     """Return how clients are shown ``item``."""
     if isinstance(item, container.Container):
         place = item.state.node or item.host
-        return _of(Container, item, links, ports=item.state.ports or item.spec.ports, host=place)
+        return _of(
+            Container, item, links, ports=item.state.ports or item.spec.ports, host=place, security_groups=_groups(item)
+        )
     if isinstance(item, pod.Pod):
-        return _of(Pod, item, links, host=item.state.node or item.host)
+        return _of(Pod, item, links, host=item.state.node or item.host, security_groups=_groups(item))
     if isinstance(item, bay.Bay):
         return _of(Bay, item, links, node_count=nodes_of(item))
     if isinstance(item, bay_model.BayModel):
@@ -253,6 +269,6 @@ def host_of(item: host.Host, links: list[Link]) -> Host:
     return Host(
         uuid=item.uuid, name=item.name, status=item.status, status_reason=item.status_reason, engines=facts.engines,
         cpus=facts.cpus, memory=facts.memory, disk=facts.disk, address=facts.address, labels=facts.labels,
-        containers=facts.containers, clusters=facts.clusters, last_seen_at=item.last_seen_at, created_at=item.created_at,
+        containers=facts.containers, networks=facts.networks, clusters=facts.clusters, last_seen_at=item.last_seen_at, created_at=item.created_at,
         updated_at=item.updated_at, links=links,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from magnum import errors
 from magnum.db import store, tables
-from magnum.objects import base, bay
+from magnum.objects import base, bay, bay_model
 from magnum.objects import host as hosts
 
 HOST_LABEL = "host."
@@ -58,6 +58,12 @@ async def members(tx: store.Transaction, spec: bay.BaySpec) -> list[str]:
         if machine.name in chosen:
             continue
         reason = why_not(machine, spec.engine, labels(spec))
+        if (
+            reason is None
+            and spec.network_driver == bay_model.NEUTRON
+            and bay_model.NEUTRON not in machine.facts.networks
+        ):
+            reason = "does not work with Neutron"
         if reason is None:
             found.append(machine.name)
         else:

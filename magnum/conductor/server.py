@@ -192,6 +192,8 @@ class Server(conductor_rpc.Conductor):
         new.bay_uuid = where.uuid
         if kind.check is not None:
             kind.check(new.spec, where.spec.engine)
+        if kind.check_in is not None:
+            kind.check_in(new.spec, where.spec)
         if kind.unique_in_bay:
             table = tables.KINDS[kind.name]
             if await tx.count(kind, table.c.bay_uuid == where.uuid, table.c.name == new.name):
@@ -300,6 +302,8 @@ class Server(conductor_rpc.Conductor):
                 if engine == "kubernetes" and known.name == "container":
                     raise errors.NotSupported("Kubernetes changes nothing of a container that it has: make another")
                 known.check(spec, engine)
+            if known.check_in is not None and item.bay_uuid:
+                known.check_in(spec, (await tx.find(objects.KINDS["bay"], item.bay_uuid)).item.spec)
             await quotas.check(tx, self.conf, item.project_id, known, spec, item.spec)
             if known.name == "bay":
                 spec = await self._resize(tx, item, spec)
@@ -867,6 +871,9 @@ class Server(conductor_rpc.Conductor):
                 await tx.save_host(machine, down=True)
                 await self._tell_of_host(tx, machine, lost=True)
                 tx.note_host(machine, "up")
+                # whatever hung on it alone is another's now
+                self._dirty.add("")
+                self._woken.set()
 
         if await self.store.read(contexts.service(), look):
             await self.store.write(contexts.service(), work)

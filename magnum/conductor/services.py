@@ -61,11 +61,24 @@ async def claim(
     where = (await tx.find(objects.KINDS["bay"], item.bay_uuid or "")).item
     if where.spec.engine != "docker":
         return
+    item.spec = service.settle(item.spec, where.spec)
+    item.spec.door = await _door(tx, item.spec, where)
     taken = await tx.claims([ADDRESSES, NODE_PORTS])
     if item.spec.virtual_ip is None and not item.spec.headless:
         item.spec.virtual_ip = _address(pool(conf, where), taken[ADDRESSES])
         await tx.claim(ADDRESSES, item.spec.virtual_ip, item.uuid)
     await _claim_ports(tx, conf, item, before, taken[NODE_PORTS])
+
+
+async def _door(tx: store.Transaction, spec: service.ServiceSpec, where: bays.Bay) -> str | None:
+    """Return the host that is to have the door of a service: the one that has it, unless that is lost."""
+    if not spec.external:
+        return None
+    machines = {m.name: m for m in await tx.hosts(tables.HOSTS.c.name.in_(where.spec.members))}
+    alive = [name for name in where.spec.members if name in machines and machines[name].status != "down"]
+    if spec.door in alive or not alive:
+        return spec.door
+    return secrets.choice(alive)
 
 
 def _address(network: ipaddress.IPv4Network, taken: dict[str, str]) -> str:
@@ -127,7 +140,10 @@ async def refresh(db: store.Store, bay_uuid: str) -> None:
         pods = await _pods(tx, bay_uuid)
         return [
             r.item.uuid for r in records
-            if not r.item.deleting and r.item.spec.selector and endpoints(r.item.spec, pods) != r.item.spec.endpoints
+            if not r.item.deleting and r.item.spec.selector and (
+                endpoints(r.item.spec, pods) != r.item.spec.endpoints
+                or (r.item.spec.external and await _door(tx, r.item.spec, where.item) != r.item.spec.door)
+            )
         ]  # fmt: skip
 
     for uuid in await db.read(context, look):
@@ -138,12 +154,16 @@ async def refresh(db: store.Store, bay_uuid: str) -> None:
                 return
             item = record.item
             found = endpoints(item.spec, await _pods(tx, bay_uuid))
-            if found == item.spec.endpoints:
+            where = await tx.by_uuid(objects.KINDS["bay"], bay_uuid)
+            door = await _door(tx, item.spec, where.item) if where is not None else item.spec.door
+            if (found, door) == (item.spec.endpoints, item.spec.door):
                 return
-            item.spec.endpoints = found
+            reason = f"endpoints: {', '.join(e.pod for e in found) or 'none'}"
+            if door != item.spec.door:
+                reason += f"; its door was on {item.spec.door}, which is down, and is on {door} now"
+            item.spec.endpoints, item.spec.door = found, door
             item.generation += 1
             await tx.save(kind, record)
-            reason = f"endpoints: {', '.join(e.pod for e in found) or 'none'}"
             tx.note(kind, item, "observed", was=item.status, reason=reason)
             for share in (await tx.shares([uuid]))[uuid]:
                 tx.kicks.setdefault(share.host, set()).add(uuid)

@@ -35,19 +35,21 @@ class Place(msgspec.Struct, kw_only=True):
     ``bridge``: the engine's own, where the packets of a one-host bay are routed;
     that interface is the bay's. ``relay``: the engine's own on a host of an overlay
     bay; what is for a node port goes to that address, the bay's anchor on this host.
-    Neither: the anchor itself. ``strangers`` are networks whose members may not
+    ``member``: that of one workload of a bay on Neutron, for what it sends itself.
+    None of them: the anchor itself. ``strangers`` are networks whose members may not
     come in by a node port (the engine's own: other bays), and of the anchor the
     network, with its one admitted address, by which the host reaches it.
     """
 
     bridge: str | None = None
     relay: str | None = None
+    member: bool = False
     strangers: tuple[str, ...] = ()
     admitted: str | None = None
 
     @property
     def anchor(self) -> bool:
-        return self.bridge is None and self.relay is None
+        return self.bridge is None and self.relay is None and not self.member
 
 
 def ports(spec: services.ServiceSpec) -> list[Port]:
@@ -125,6 +127,8 @@ def _want(place: Place, uuid: str, spec: services.ServiceSpec) -> _Wanted:
                 wanted.chains[chain] = [f"meta l4proto {port.protocol} dnat to {place.relay}:{port.node_port}"]
                 elements.setdefault("node_ports", {})[f"{port.protocol} . {port.node_port}"] = f"goto {chain}"
     elements["virtual_ips"] = {address: None}
+    if place.member:
+        elements["local_ips"] = {address: None}
     if place.bridge:
         elements["local_ips"] = {address: None}
         elements["reach"] = {f"{place.bridge} . {address}": None}
@@ -149,7 +153,12 @@ def _base(table: str, place: Place) -> list[str]:
     node_port = "meta l4proto . th dport vmap @node_ports"
     refuse = ["meta l4proto tcp reject with tcp reset", "reject with icmp port-unreachable"]
     hooks: dict[str, tuple[str, list[str]]]
-    if place.anchor:
+    if place.member:
+        hooks = {
+            "output": ("nat hook output priority -105", [service]),
+            "local": ("filter hook output priority -5", [f"ip daddr @local_ips {rule}" for rule in refuse]),
+        }
+    elif place.anchor:
         # of what the host hands on, only its own and what comes from outside: not other bays' containers
         guard = [f"ip saddr {net} ip saddr != {place.admitted} drop" for net in place.strangers if place.admitted]
         hooks = {

@@ -95,7 +95,7 @@ class Kind(msgspec.Struct, kw_only=True, frozen=True):
     checks a changed spec against the old object and returns the new spec,
     raising Invalid for a field that may not change. ``combine`` makes the
     whole's (status, reason, state) from its placements. ``check(spec, engine)``
-    raises Invalid naming what an engine cannot honour.
+    raises Invalid naming what an engine cannot honour, ``check_in(spec, bay's spec)`` what a bay of that make cannot.
 
     ``owner`` is the spec's field with the uuid of the object that this one hangs
     on (a bay's model, a pod's controller). ``chosen`` are fields of the spec that
@@ -126,6 +126,7 @@ class Kind(msgspec.Struct, kw_only=True, frozen=True):
     act: collections.abc.Callable[[Any, str, str], None] | None = None
     patch: collections.abc.Callable[[Any, Any], Any] | None = None
     check: collections.abc.Callable[[Any, str], Any] | None = None
+    check_in: collections.abc.Callable[[Any, Any], None] | None = None
     combine: collections.abc.Callable[[Any, list[Placement]], tuple[str, str | None, Any]] | None = None
 
     def failure_of(self, status: str) -> str:

@@ -81,8 +81,8 @@ MAX_NODES = 1000
 
 
 def spans(spec: BaySpec) -> bool:
-    """Return whether the bay's network is one that spans hosts."""
-    return spec.overlay or len(spec.members) > 1
+    """Return whether the bay's network is one of Docker's that spans hosts. Neutron's does without us."""
+    return spec.network_driver != bay_model.NEUTRON and (spec.overlay or len(spec.members) > 1)
 
 
 def check(spec: BaySpec) -> BaySpec:

@@ -10,6 +10,9 @@ from magnum.objects import base
 COES = ("docker", "swarm", "kubernetes")
 """Container orchestration engines. ``swarm`` is what old clients call several Docker hosts: the same as ``docker``."""
 
+NEUTRON = "neutron"
+"""The network driver of bays whose workloads are on networks of Neutron; any other means the engine's own."""
+
 
 class BayModelSpec(base.Spec):
     """What a tenant may say of bays made from it; names are those of python-magnumclient.

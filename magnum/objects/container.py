@@ -14,12 +14,13 @@ is down. ``Starting``, ``Stopping``, ``Rebooting``, ``Pausing``, ``Unpausing`` a
 ``Updating`` are changes in progress.
 """
 
+import ipaddress
 from typing import Any
 
 import msgspec
 
 from magnum import errors
-from magnum.objects import base
+from magnum.objects import base, bay, bay_model
 
 
 class Port(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +41,17 @@ class Mount(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     read_only: bool = False
     size: int | None = None
     """Bytes; tmpfs alone."""
+
+
+class Network(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A network of Neutron that the container is on, by uuid or name; without one the bay's own is meant.
+
+    ``subnet`` (uuid or name) and ``fixed_ip`` say which address it gets there.
+    """
+
+    network: str | None = None
+    subnet: str | None = None
+    fixed_ip: str | None = None
 
 
 class RestartPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +103,10 @@ class ContainerSpec(base.Spec):
     host_pid: bool = False
     host_ipc: bool = False
     image_pull_policy: str = "IfNotPresent"
+    networks: list[Network] = []
+    """Of a bay on Neutron; the bay's own network comes first if it is not among them."""
+    security_groups: list[str] | None = None
+    """Uuids or names of Neutron's, in place of the bay's own group."""
     power: str = "created"
     reboot_of: str | None = None
     start_of: str | None = None
@@ -99,6 +115,7 @@ class ContainerSpec(base.Spec):
 class ContainerState(base.State):
     """What the engine shows. ``addresses``: network name → list of IP addresses.
 
+    ``security_groups``: uuids of Neutron's groups that its ports have, on a bay on Neutron.
     ``node`` is the cluster's machine that it is on; ``applied``: what the engine had of our wish, as a hash.
     """
 
@@ -112,6 +129,7 @@ class ContainerState(base.State):
     finished_at: str | None = None
     restart_count: int = 0
     health: str | None = None
+    security_groups: list[str] = []
     node: str | None = None
     applied: str | None = None
 
@@ -176,12 +194,12 @@ def act_on(container: Container, action: str, engine: str) -> None:
     act(container, action)
 
 
-CHANGEABLE = ("memory", "memory_swap", "cpus", "pids", "restart_policy")
-"""Docker changes these on a running container; anything else means another container."""
+CHANGEABLE = ("memory", "memory_swap", "cpus", "pids", "restart_policy", "security_groups")
+"""Docker and Neutron change these on a running container; anything else means another container."""
 
 
 def patch(old: Container, spec: ContainerSpec) -> Any:
-    """Check a changed spec: resource limits and the restart policy may change."""
+    """Check a changed spec: resource limits, the restart policy and security groups may change."""
     for name in ContainerSpec.__struct_fields__:
         if name not in CHANGEABLE and getattr(spec, name) != getattr(old.spec, name):
             raise errors.Invalid("cannot be changed", field=name)
@@ -235,9 +253,64 @@ def check(spec: ContainerSpec) -> ContainerSpec:
             raise errors.Invalid("must be an absolute path", field=f"{where}.source")
     if spec.workdir is not None and not spec.workdir.startswith("/"):
         raise errors.Invalid("must be an absolute path", field="workdir")
+    check_networks(spec.networks, spec.security_groups)
     if spec.image_pull_policy not in ("Always", "IfNotPresent", "Never"):
         raise errors.Invalid("must be Always, IfNotPresent or Never", field="image_pull_policy")
     return spec
+
+
+MAX_NETWORKS = 8
+
+
+def check_networks(networks: list[Network], groups: list[str] | None) -> None:
+    """Raise Invalid for networks or security groups that make no sense anywhere."""
+    if len(networks) > MAX_NETWORKS:
+        raise errors.Invalid(f"must be at most {MAX_NETWORKS}", field="networks")
+    for number, one in enumerate(networks):
+        field = f"networks[{number}]"
+        for name in ("network", "subnet"):
+            if getattr(one, name) == "":
+                raise errors.Invalid("must be a uuid or a name", field=f"{field}.{name}")
+        if one.fixed_ip is not None:
+            try:
+                ipaddress.ip_address(one.fixed_ip)
+            except ValueError:
+                raise errors.Invalid("must be an IP address", field=f"{field}.fixed_ip") from None
+        if networks.index(one) != number:
+            raise errors.Invalid("is there twice", field=field)
+    if sum(one.network is None for one in networks) > 1:
+        raise errors.Invalid("the bay's own network is there twice", field="networks")
+    for number, group in enumerate(groups or []):
+        if not group:
+            raise errors.Invalid("must be a uuid or a name", field=f"security_groups[{number}]")
+
+
+def check_in(spec: ContainerSpec, where: bay.BaySpec) -> None:
+    """Raise Invalid naming what a container cannot have in a bay of this make."""
+    if where.network_driver == bay_model.NEUTRON:
+        for number, port in enumerate(spec.ports):
+            for name in ("host_port", "host_ip"):
+                if getattr(port, name) is not None:
+                    raise errors.Invalid(
+                        "a host is not on the bay's network: a service with external set publishes",
+                        field=f"ports[{number}].{name}",
+                    )
+    refuse_networks(spec, where)
+    for name in ("networks", "security_groups"):
+        if spec.host_network and getattr(spec, name):
+            raise errors.Invalid("is not for who has the host's network", field=name)
+
+
+def refuse_networks(spec: Any, where: bay.BaySpec) -> None:
+    """Raise Invalid if ``spec`` names networks or groups of Neutron's in a bay that has none."""
+    if where.network_driver == bay_model.NEUTRON and where.engine == "docker":
+        return
+    why = (
+        "the bay is not on Neutron" if where.network_driver != bay_model.NEUTRON else "not supported on Kubernetes bays"
+    )
+    for name in ("networks", "security_groups"):
+        if getattr(spec, name):
+            raise errors.Invalid(why, field=name)
 
 
 UNSUPPORTED = ("memory_swap", "pids", "stop_signal", "devices")
@@ -291,5 +364,5 @@ def demand(spec: ContainerSpec) -> base.Demand:
 
 KIND = base.Kind(
     name="container", plural="containers", cls=Container, spec=ContainerSpec, state=ContainerState,
-    spread="one", in_bay=True, pending=PENDING, asked=ASKED, act=act_on, check=check_on, patch=patch, demand=demand,
+    spread="one", in_bay=True, pending=PENDING, asked=ASKED, act=act_on, check=check_on, check_in=check_in, patch=patch, demand=demand,
 )  # fmt: skip

@@ -14,6 +14,7 @@ class Facts(msgspec.Struct, kw_only=True):
     ``engines``: name → version of every engine that answers now; an engine
     that does not answer is absent and ``problem`` says why. ``cpus`` in cores,
     ``memory`` and ``disk`` (free, where the engine stores) in bytes.
+    ``networks``: the drivers that its bays may have beside the engine's own (``neutron``).
     ``address`` is where other hosts reach it. ``clusters``: those that answer now, by
     the names that the operator gave them, the same on every host.
     """
@@ -26,6 +27,7 @@ class Facts(msgspec.Struct, kw_only=True):
     address: str = ""
     labels: dict[str, str] = {}
     containers: int = 0
+    networks: list[str] = []
     clusters: dict[str, "Cluster"] = {}
 
 

@@ -15,6 +15,7 @@ Rules and defaults are those of the Kubernetes API reference, v1, as of 1.20.
 """
 
 import decimal
+import ipaddress
 import re
 import types
 import typing
@@ -255,7 +256,10 @@ class AffinityConfig(Part):
 
 
 class ServiceSpec(Part):
-    """``LoadBalancer`` is what Kubernetes makes of it without a cloud: a ``NodePort`` with no address of its own."""
+    """``LoadBalancer`` is what Kubernetes makes of it without a cloud: a ``NodePort`` with no address of its own.
+
+    In a bay on Neutron with an external network it has a floating IP instead.
+    """
 
     ports: list[ServicePort] = []
     selector: dict[str, str] = {}
@@ -264,6 +268,7 @@ class ServiceSpec(Part):
     session_affinity: Literal["None", "ClientIP"] = "None"
     session_affinity_config: AffinityConfig = msgspec.field(default_factory=AffinityConfig)
     publish_not_ready_addresses: bool = False
+    load_balancer_source_ranges: list[str] = []
 
 
 class Service(Part):
@@ -385,7 +390,6 @@ SERVICE_REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "spec.ipFamilyPolicy": ("not supported", ("SingleStack",)),
     "spec.loadBalancerClass": ("not supported", ()),
     "spec.loadBalancerIP": ("addresses are chosen by Magnum", ("",)),
-    "spec.loadBalancerSourceRanges": ("not supported", ([],)),
     "spec.ports[].appProtocol": ("not supported", ("",)),
     "spec.topologyKeys": ("not supported", ([],)),
     "spec.trafficDistribution": ("not supported", ()),
@@ -412,6 +416,7 @@ ONLY_KUBERNETES: dict[str, tuple[Any, ...]] = {
 ONLY_DOCKER: dict[str, tuple[Any, ...]] = {
     "*container*.ports[].hostPort": (0,),
     "*container*.ports[].hostIP": ("",),
+    "spec.loadBalancerSourceRanges": ([],),
 }
 """Fields that a Kubernetes bay refuses."""
 
@@ -805,6 +810,12 @@ def service(data: dict[str, Any], name: str | None = None, engine: str | None = 
     _check_labels(spec.selector, "spec.selector")
     _need(spec.selector or engine != "docker", "is required on Docker bays", "spec.selector")
     _need(not headless or spec.type == "ClusterIP", f"cannot be None with type {spec.type}", "spec.clusterIP")
+    for n, cidr in enumerate(spec.load_balancer_source_ranges):
+        try:
+            good = ipaddress.ip_network(cidr).version == 4
+        except ValueError:
+            good = False
+        _need(good, "must be an IPv4 network, as 192.0.2.0/24", f"spec.loadBalancerSourceRanges[{n}]")
     names: set[str] = set()
     taken: set[tuple[int, str]] = set()
     node_taken: set[tuple[int, str]] = set()

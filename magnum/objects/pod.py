@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from magnum import errors
-from magnum.objects import base, document, manifest
+from magnum.objects import base, bay, bay_model, container, document, manifest
 
 
 class PodSpec(base.Spec):
@@ -27,6 +27,9 @@ class PodSpec(base.Spec):
     controller: str | None = None
     namespace: str | None = None
     foreign: bool = False
+    networks: list[container.Network] = []
+    security_groups: list[str] | None = None
+    """Both as of a container, on a bay on Neutron."""
 
 
 class PodState(base.State):
@@ -47,6 +50,7 @@ class PodState(base.State):
     started_at: str | None = None
     members: dict[str, str] = {}
     managed: bool = True
+    security_groups: list[str] = []
     node: str | None = None
     applied: str | None = None
 
@@ -92,12 +96,30 @@ def patch(old: Pod, spec: PodSpec) -> Any:
     if spec.labels != old.spec.labels and data == old.spec.manifest:
         data["metadata"] = data.get("metadata", {}) | {"labels": spec.labels}
     _, new = of(data, old.name)
-    for field in ("controller", "namespace", "foreign"):
+    for field in ("controller", "namespace", "foreign", "networks"):
         if getattr(spec, field) != getattr(old.spec, field):
             raise errors.Invalid("cannot be changed", field=field)
     if spec.images not in (old.spec.images, new.images):
         raise errors.Invalid("is the manifest's: change that", field="images")
-    return msgspec.structs.replace(new, controller=spec.controller, namespace=spec.namespace)
+    container.check_networks(spec.networks, spec.security_groups)
+    return msgspec.structs.replace(
+        new, controller=spec.controller, namespace=spec.namespace, networks=spec.networks,
+        security_groups=spec.security_groups,
+    )  # fmt: skip
+
+
+def check_in(spec: PodSpec, where: bay.BaySpec) -> None:
+    """Raise Invalid naming what a pod cannot have in a bay of this make."""
+    container.refuse_networks(spec, where)
+    if where.network_driver != bay_model.NEUTRON or where.engine != "docker":
+        return
+    for number, each in enumerate(check(spec).spec.containers):
+        for index, port in enumerate(each.ports):
+            if port.host_port is not None:
+                raise errors.Invalid(
+                    "a host is not on the bay's network: a service with external set publishes",
+                    field=f"spec.containers[{number}].ports[{index}].hostPort",
+                )
 
 
 def demand(spec: PodSpec) -> base.Demand:
@@ -128,5 +150,5 @@ KIND = base.Kind(
     unique_in_bay=True, failed="Failed",
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    check=check, patch=patch, owner="controller", chosen=("controller", "foreign"), demand=demand,
+    check=check, check_in=check_in, patch=patch, owner="controller", chosen=("controller", "foreign"), demand=demand,
 )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from magnum import errors
-from magnum.objects import base, document, manifest
+from magnum.objects import base, bay, bay_model, document, manifest
 
 
 class ServicePort(msgspec.Struct, kw_only=True):
@@ -30,6 +30,8 @@ class Endpoint(msgspec.Struct, kw_only=True):
 class ServiceSpec(base.Spec):
     """``manifest`` is the whole v1 Service; the rest is parsed from it, ``virtual_ip`` chosen by the conductor.
 
+    ``external``: it has a floating IP, which those of ``source_ranges`` (CIDRs; none: everyone) may come by;
+    ``door`` is the host that has its port, chosen by the conductor. On a bay on Neutron alone.
     ``endpoints`` are kept by the conductor on Docker bays as pods come and go.
     ``foreign``: others made it in the cluster; its manifest is as the cluster has it.
     """
@@ -41,6 +43,9 @@ class ServiceSpec(base.Spec):
     type: str = "ClusterIP"
     headless: bool = False
     affinity_seconds: int | None = None
+    external: bool = False
+    source_ranges: list[str] = []
+    door: str | None = None
     virtual_ip: str | None = None
     endpoints: list[Endpoint] = []
     namespace: str | None = None
@@ -56,6 +61,7 @@ class ServiceState(base.State):
     node_ports: dict[str, int] = {}
     hosts: dict[str, str] = {}
     managed: bool = True
+    external_ip: str | None = None
     applied: str | None = None
 
 
@@ -67,7 +73,7 @@ class Service(base.Object, tag="service"):
 def parse(text: str, name: str | None = None, engine: str | None = None) -> tuple[str, ServiceSpec]:
     """Return (name, spec) of a manifest's text; as ``objects.pod.parse``.
 
-    A LoadBalancer is a NodePort, as it is on Kubernetes without a cloud.
+    A LoadBalancer is a NodePort, as it is on Kubernetes without a cloud, unless ``settle`` makes another of it.
     """
     return of(document.load(text), name, engine)
 
@@ -91,6 +97,7 @@ def of(data: dict[str, Any], name: str | None = None, engine: str | None = None)
             for p in spec.ports
         ],
         type="NodePort" if spec.type == "LoadBalancer" else spec.type,
+        source_ranges=spec.load_balancer_source_ranges,
         headless=spec.cluster_ip == "None",
         affinity_seconds=(
             spec.session_affinity_config.client_ip.timeout_seconds if spec.session_affinity == "ClientIP" else None
@@ -119,10 +126,10 @@ def patch(old: Service, spec: ServiceSpec) -> Any:
     _, new = of(data, old.name)
     if new.headless != old.spec.headless:
         raise errors.Invalid("cannot be changed", field="spec.clusterIP")
-    for field in ("namespace", "virtual_ip"):
+    for field in ("namespace", "virtual_ip", "door"):
         if getattr(spec, field) != getattr(old.spec, field):
             raise errors.Invalid("cannot be changed", field=field)
-    for field in ("selector", "ports", "type", "headless", "affinity_seconds"):
+    for field in ("selector", "ports", "type", "headless", "affinity_seconds", "source_ranges"):
         if getattr(spec, field) not in (getattr(old.spec, field), getattr(new, field)):
             raise errors.Invalid("is the manifest's: change that", field=field)
     if new.type == "NodePort":
@@ -132,7 +139,42 @@ def patch(old: Service, spec: ServiceSpec) -> Any:
             before = kept.get((port.port, port.protocol))
             if port.node_port is None and (before, port.protocol) not in taken:
                 port.node_port = before
-    return msgspec.structs.replace(new, virtual_ip=spec.virtual_ip, endpoints=spec.endpoints, namespace=spec.namespace)
+    # of a manifest that asks for no LoadBalancer any more the door closes, unless it was asked for by itself
+    was = old.spec.manifest.get("spec", {}).get("type") == "LoadBalancer"
+    external = spec.external and not (was and data.get("spec", {}).get("type") != "LoadBalancer")
+    return msgspec.structs.replace(
+        new, virtual_ip=spec.virtual_ip, endpoints=spec.endpoints, namespace=spec.namespace, door=spec.door,
+        external=external,
+    )  # fmt: skip
+
+
+def settle(spec: ServiceSpec, where: bay.BaySpec) -> ServiceSpec:
+    """Return ``spec`` as a bay of this make has it: a LoadBalancer is external where there is a cloud for it."""
+    if on_neutron(where) and spec.manifest.get("spec", {}).get("type") == "LoadBalancer":
+        ports = [msgspec.structs.replace(port, node_port=None) for port in spec.ports]
+        return msgspec.structs.replace(spec, type="LoadBalancer", external=True, ports=ports)
+    return spec
+
+
+def on_neutron(where: bay.BaySpec) -> bool:
+    """Return whether services of a bay can have floating IPs, and can have no ports of hosts."""
+    return where.network_driver == bay_model.NEUTRON and where.engine == "docker"
+
+
+def check_in(spec: ServiceSpec, where: bay.BaySpec) -> None:
+    """Raise Invalid naming what a service cannot have in a bay of this make."""
+    kind = spec.manifest.get("spec", {}).get("type")
+    outside = spec.external or (on_neutron(where) and kind == "LoadBalancer")
+    if on_neutron(where) and kind == "NodePort":
+        raise errors.Invalid("a host is not on the bay's network: set external instead", field="spec.type")
+    if outside and not on_neutron(where):
+        raise errors.Invalid("the bay is not on Neutron", field="external")
+    if outside and not where.external_network_id:
+        raise errors.Invalid("the bay has no external network (external_network_id)", field="external")
+    if outside and spec.headless:
+        raise errors.Invalid("a headless service has no address that could be reached", field="external")
+    if spec.source_ranges and not outside:
+        raise errors.Invalid("is for a service that is external", field="spec.loadBalancerSourceRanges")
 
 
 def combine(service: Service, placements: list[base.Placement]) -> tuple[str, str | None, Any]:
@@ -148,6 +190,7 @@ def combine(service: Service, placements: list[base.Placement]) -> tuple[str, st
         state.addresses += [a for a in seen.addresses if a not in state.addresses]
         state.node_ports |= seen.node_ports
         state.ip = state.ip or seen.ip
+        state.external_ip = state.external_ip or seen.external_ip
         state.applied = state.applied or seen.applied
         if placement.state.get("endpoints"):
             state.endpoints = seen.endpoints
@@ -165,5 +208,6 @@ KIND = base.Kind(
     in_bay=True, unique_in_bay=True,
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    check=check, patch=patch, combine=combine, chosen=("virtual_ip", "endpoints", "foreign"),
+    check=check, check_in=check_in, patch=patch, combine=combine,
+    chosen=("virtual_ip", "endpoints", "foreign", "door"),
 )  # fmt: skip

@@ -14,9 +14,10 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import docker as client_docker
 from magnum.engines import base
-from magnum.engines.docker import bay, container, pod, service
+from magnum.engines.docker import bay, container, pod, service, wiring
 from magnum.networks import docker as networks
 from magnum.networks import names, swarm
+from magnum.objects import bay_model
 
 LOG = structlog.get_logger(__name__)
 
@@ -45,14 +46,16 @@ class Docker(base.Engine):
             timeout=options.timeout,
         )  # fmt: skip
         hosts = names.Names(conf.state_dir)
-        self._services = service.Service(self.client, conf, hosts)
+        self._wired = wiring.Wiring(self.client, conf, hosts)
+        self._services = service.Service(self.client, conf, hosts, self._wired)
+        self._checking: asyncio.Task[None] | None = None
         self._notices: asyncio.Queue[base.Notice | Exception] = asyncio.Queue()
         self._managing: asyncio.Task[None] | None = None
         self._facts: dict[str, Any] | None = None
-        self._pods = pod.Pod(self.client, conf, hosts, self._notices.put_nowait)
+        self._pods = pod.Pod(self.client, conf, hosts, self._notices.put_nowait, self._wired)
         self.drivers: dict[str, base.Driver] = {
-            "bay": bay.Bay(self.client, conf, hosts),
-            "container": container.Container(self.client, conf, hosts),
+            "bay": bay.Bay(self.client, conf, hosts, self._wired),
+            "container": container.Container(self.client, conf, hosts, self._wired),
             "pod": self._pods,
             "service": self._services,
         }
@@ -63,17 +66,39 @@ class Docker(base.Engine):
             LOG.info("Docker answers", url=self.client.url, version=found.version)
         except errors.MagnumError as error:
             LOG.warning("Docker does not answer yet", url=self.client.url, reason=error.detail)
+        if self._wired.wires.configured:
+            self._checking = asyncio.create_task(self._check())
         if self._conf.docker.swarm_managers:
             self._managing = asyncio.create_task(
                 swarm.manage(self.client, self._conf, networks.host_address(self._conf))
             )
 
     async def close(self) -> None:
-        if self._managing is not None:
-            self._managing.cancel()
-            await asyncio.gather(self._managing, return_exceptions=True)
+        for task in (self._managing, self._checking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._pods.close()
+        await self._wired.wires.close()
         await self.client.close()
+
+    async def _check(self) -> None:
+        """Look from time to time for ports that are gone, and for those that nobody has any more."""
+        said = ""
+        while True:
+            await asyncio.sleep(self._conf.neutron.check_interval)
+            try:
+                marks = [f"{base.DEPLOYMENT}={self._conf.deployment}"]
+                there = {(row.labels or {}).get(base.UUID) for row in await self.client.containers(marks)}
+                for kind, uuid in await self._wired.wires.check(there.__contains__):
+                    self._notices.put_nowait(base.Notice(kind=kind, uuid=uuid))
+                said = ""
+            except errors.MagnumError as error:
+                if error.detail != said:
+                    LOG.warning("ports cannot be looked at", reason=error.detail)
+                    said = error.detail
+            except Exception:
+                LOG.exception("looking at ports failed")
 
     async def facts(self) -> dict[str, Any]:
         try:
@@ -88,6 +113,7 @@ class Docker(base.Engine):
         self._facts = {
             "engines": {self.name: info.server_version}, "cpus": float(info.n_cpu), "memory": info.mem_total,
             "disk": _free(info.docker_root_dir), "containers": info.containers,
+            "networks": [bay_model.NEUTRON] if self._wired.wires.configured else [],
         }  # fmt: skip
         return self._facts
 

@@ -10,9 +10,9 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import docker as client_docker
 from magnum.engines import base
-from magnum.engines.docker import images
+from magnum.engines.docker import images, wiring
 from magnum.networks import docker as networks
-from magnum.networks import names
+from magnum.networks import names, neutron
 from magnum.objects import bay as bays
 
 RETRY_SECONDS = 10.0
@@ -21,13 +21,33 @@ RETRY_SECONDS = 10.0
 class Bay(base.Driver):
     """Status words are those of ``objects.bay``, of this host's share."""
 
-    def __init__(self, client: client_docker.Client, conf: cfg.ConfigOpts, hosts: names.Names) -> None:
+    def __init__(
+        self, client: client_docker.Client, conf: cfg.ConfigOpts, hosts: names.Names, wired: wiring.Wiring
+    ) -> None:
         self._client = client
         self._conf = conf
         self._hosts = hosts
+        self._wires = wired.wires
+
+    async def _apply_neutron(self, item: bays.Bay, verb: str) -> base.Outcome:
+        try:
+            # the first makes it for all; another may become the first later, and there is nothing to make then
+            first = item.spec.members[:1] in ([], [self._conf.host])
+            facts = await neutron.ensure(self._wires.client, self._conf, item, make=first)
+        except neutron.Waits as error:
+            return base.Outcome(status=f"{verb}_IN_PROGRESS", reason=error.detail, pending=True, retry_after=1.0)
+        except errors.Unavailable as error:
+            return base.Outcome(status=f"{verb}_IN_PROGRESS", reason=error.detail, pending=True, retry_after=2.0)
+        except errors.MagnumError as error:
+            return base.Outcome(status=f"{verb}_FAILED", reason=str(error), retry_after=RETRY_SECONDS)
+        self._wires.keep_bay(item.uuid, facts)
+        await self._hosts.ensure(item.uuid)
+        return base.Outcome(status=f"{verb}_COMPLETE", state=await self._state(facts.net.name, facts.cidr))
 
     async def apply(self, item: bays.Bay, progress: base.Progress) -> base.Outcome:
         verb = item.status.partition("_")[0] or "CREATE"
+        if neutron.is_on(item.spec):
+            return await self._apply_neutron(item, verb)
         try:
             if bays.spans(item.spec) and not await self._client.has_image(self._conf.docker.pause_image):
                 await images.pull(self._client, self._conf, self._conf.docker.pause_image, item.status, progress)
@@ -42,6 +62,11 @@ class Bay(base.Driver):
 
     async def observe(self, item: bays.Bay) -> base.Outcome:
         verb = item.status.partition("_")[0] or "CREATE"
+        if neutron.is_on(item.spec):
+            facts = self._wires.bay(item.uuid)
+            if facts is not None:
+                return base.Outcome(status=f"{verb}_COMPLETE", state=await self._state(facts.net.name, facts.cidr))
+            return base.Outcome(status=item.status, reason=item.status_reason, pending=True, retry_after=0.0)
         found = await self._client.networks(self._marks(item.uuid))
         if found:
             subnet = next((s.subnet for s in found[0].ipam.config or [] if s.subnet), "")
@@ -56,6 +81,12 @@ class Bay(base.Driver):
         Containers of the bay have removals of their own; one that is not ours is left alone and named.
         """
         left = await networks.remove(self._client, uuid, self._marks(uuid))
+        if self._wires.bay(uuid) is not None or (item is not None and neutron.is_on(item.spec)):
+            try:
+                project = item.project_id if item is not None else None
+                left += await neutron.remove(self._wires.client, self._conf.deployment, uuid, project)
+            except errors.MagnumError as error:
+                left.append(error.detail)
         for volume in await self._client.volumes(self._marks(uuid)):
             try:
                 await self._client.remove_volume(volume.name)
@@ -65,6 +96,7 @@ class Bay(base.Driver):
                 left.append(f"volume {volume.name}: {error.detail}")
         if left:
             return base.Outcome(status="DELETE_IN_PROGRESS", reason="; ".join(left), pending=True, retry_after=1.0)
+        self._wires.forget_bay(uuid)
         await self._hosts.remove(uuid)
         return base.Outcome(gone=True)
 

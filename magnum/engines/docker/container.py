@@ -19,19 +19,24 @@ import collections.abc
 import signal
 from typing import Any
 
+import msgspec
 from oslo_config import cfg
 
 from magnum import errors
 from magnum.clients import docker as client_docker
 from magnum.engines import base
-from magnum.engines.docker import images, streams
+from magnum.engines.docker import images, streams, wiring
 from magnum.networks import docker as networks
-from magnum.networks import names
+from magnum.networks import names, neutron
 from magnum.objects import container as containers
 
 FIRST_RETRY = 5.0
 LAST_RETRY = 300.0
 """Seconds between tries of what was refused, doubling from the first to the last."""
+
+RETRY_NETWORK = 10.0
+"""Seconds until what Neutron refused is tried again: a quota may be raised."""
+WAIT_SECONDS = 2.0
 
 PASSING = ("port is already allocated", "address already in use", "network", "pulling ", "no space left", "timeout")
 """Words of refusals that may pass by themselves; others wait for the owner."""
@@ -127,15 +132,18 @@ def steps(
     return done
 
 
-def config(conf: cfg.ConfigOpts, item: containers.Container, hosts: names.Names | None) -> dict[str, Any]:
+def config(
+    conf: cfg.ConfigOpts, item: containers.Container, hosts: names.Names | None, sandbox: str | None = None
+) -> dict[str, Any]:
     """Return the body of ``POST /containers/create`` for ``item``.
 
     What a tenant may not have is absent unless the spec asks for it, which
-    policy has allowed by then. ``hosts`` adds the bay's hosts file.
+    policy has allowed by then. ``hosts`` adds the bay's hosts file. ``sandbox``: the container whose network
+    namespace it joins, which has its name on the network then.
     """
     spec = item.spec
     bay = item.bay_uuid or ""
-    network = "host" if spec.host_network else networks.network_name(bay)
+    network = "host" if spec.host_network else f"container:{sandbox}" if sandbox else networks.network_name(bay)
     host: dict[str, Any] = {
         **limits(conf, spec),
         "NetworkMode": network,
@@ -163,10 +171,10 @@ def config(conf: cfg.ConfigOpts, item: containers.Container, hosts: names.Names 
     }  # fmt: skip
     optional = {
         "Cmd": spec.command, "Entrypoint": spec.entrypoint, "WorkingDir": spec.workdir, "User": spec.user,
-        "Hostname": spec.hostname, "StopSignal": spec.stop_signal,
+        "Hostname": None if sandbox else spec.hostname, "StopSignal": spec.stop_signal,
     }  # fmt: skip
     body |= {key: value for key, value in optional.items() if value is not None}
-    if spec.ports:
+    if spec.ports and not sandbox:
         body["ExposedPorts"] = {f"{p.port}/{p.protocol}": {} for p in spec.ports}
         bindings: dict[str, list[dict[str, str]]] = {}
         for port in spec.ports:
@@ -178,7 +186,7 @@ def config(conf: cfg.ConfigOpts, item: containers.Container, hosts: names.Names 
                     }
                 )
         host["PortBindings"] = bindings
-    if not spec.host_network:
+    if not spec.host_network and not sandbox:
         aliases = [item.name] if item.name else []
         body["NetworkingConfig"] = {"EndpointsConfig": {network: {"Aliases": aliases}}}
     body["HostConfig"] = host
@@ -281,12 +289,15 @@ def _state(seen: client_docker.ContainerInfo) -> dict[str, Any]:
 
 
 class Container(base.Driver):
-    """``hosts``: the bays' hosts files of this machine."""
+    """``hosts``: the bays' hosts files of this machine. ``wired``: what joins workloads to Neutron."""
 
-    def __init__(self, client: client_docker.Client, conf: cfg.ConfigOpts, hosts: names.Names) -> None:
+    def __init__(
+        self, client: client_docker.Client, conf: cfg.ConfigOpts, hosts: names.Names, wired: wiring.Wiring
+    ) -> None:
         self._client = client
         self._conf = conf
         self._hosts = hosts
+        self._wired = wired
         self._tries: dict[str, int] = {}
 
     async def apply(self, item: containers.Container, progress: base.Progress) -> base.Outcome:
@@ -296,8 +307,27 @@ class Container(base.Driver):
             return _lost(item)
         if seen is not None and self._refused_for_good(item, seen):
             return outcome(item, seen)
+        facts = self._facts(item)
+        moved = False
+        if facts is not None:
+            try:
+                moved = await self._wired.stand(item, facts, progress)
+            except neutron.Waits as error:
+                return self._waits(item, seen, error)
+            except errors.Unavailable:
+                raise
+            except errors.MagnumError as error:
+                again = None if isinstance(error, errors.Invalid) else RETRY_NETWORK
+                return self._shown(item, seen, "Error", str(error), again)
         wanted = limits(self._conf, item.spec)
         todo = steps(item.spec, seen, wanted)
+        if moved and seen is not None:
+            # what still runs has the namespace of before; what the engine could not start again had none
+            lost = seen.state.status in ("exited", "created") and bool(seen.state.error)
+            if seen.state.status in ("running", "restarting") and "restart" not in todo:
+                todo = ["restart", *todo]
+            elif lost and item.spec.power == "running" and "start" not in todo:
+                todo = [*todo, "start"]
         ident = seen.id if seen else container_name(item.uuid)
         refusal: errors.MagnumError | None = None
         try:
@@ -317,19 +347,49 @@ class Container(base.Driver):
             seen = await self.find(item.uuid)
         if refusal is None and seen is not None:
             self._tries.pop(item.uuid, None)
-            return outcome(item, seen)
+            return self._outcome(item, seen)
         if seen is not None and not steps(item.spec, seen, wanted):
             # what was refused is owed no more: it ended while it was to be paused
-            return outcome(item, seen)
+            return self._outcome(item, seen)
         words = refusal.detail if refusal else "it was removed from the engine meanwhile"
-        return base.Outcome(
-            status="Error", reason=words, state=_state(seen) if seen else {}, retry_after=self._retry(item.uuid, words)
-        )
+        return self._shown(item, seen, "Error", words, self._retry(item.uuid, words))
+
+    def _facts(self, item: containers.Container) -> neutron.Facts | None:
+        """Return the network of Neutron that the container is on, None if it is on none."""
+        return None if item.spec.host_network else self._wired.facts(item)
+
+    def _outcome(self, item: containers.Container, seen: client_docker.ContainerInfo) -> base.Outcome:
+        """Return what shows, with what the engine does not know: the addresses that Neutron gave."""
+        found = outcome(item, seen)
+        if self._facts(item) is not None:
+            found.state |= wiring.state(self._wired.wires.record(item.uuid))
+        return found
+
+    def _shown(
+        self, item: containers.Container, seen: client_docker.ContainerInfo | None, status: str, reason: str,
+        again: float | None,
+    ) -> base.Outcome:  # fmt: skip
+        found = self._outcome(item, seen) if seen is not None else base.Outcome()
+        return base.Outcome(status=status, reason=reason, state=found.state, retry_after=again)
+
+    def _waits(
+        self, item: containers.Container, seen: client_docker.ContainerInfo | None, why: neutron.Waits
+    ) -> base.Outcome:
+        """Return what shows while Neutron, or its agent, is away: what runs goes on, what is new waits."""
+        if seen is not None and seen.state.status in ("running", "paused", "restarting"):
+            found = self._outcome(item, seen)
+            return msgspec.structs.replace(found, reason=why.detail, retry_after=WAIT_SECONDS)
+        status = item.status if item.status in containers.PENDING else "Creating" if seen is None else "Updating"
+        return base.Outcome(status=status, reason=f"waits: {why.detail}", pending=True, retry_after=WAIT_SECONDS)
 
     async def observe(self, item: containers.Container) -> base.Outcome:
         seen = await self.find(item.uuid)
         if seen is not None:
-            return outcome(item, seen)
+            found = self._outcome(item, seen)
+            if self._facts(item) is not None and not self._wired.attached(item.uuid) and found.retry_after is None:
+                # a port is gone, or the sandbox: the next round makes it anew
+                found.retry_after = 0.0
+            return found
         if item.state.engine_id is not None:
             return _lost(item)
         pending = item.status in containers.PENDING
@@ -337,14 +397,20 @@ class Container(base.Driver):
 
     async def remove(self, uuid: str, item: containers.Container | None) -> base.Outcome:
         self._tries.pop(uuid, None)
-        left = []
-        for row in await self._client.containers(self._marks(uuid)):
+        left: list[str] = []
+        rows = await self._client.containers(self._marks(uuid))
+        for row in sorted(rows, key=lambda row: wiring.ROLE in (row.labels or {})):
             try:
                 await self._client.remove(row.id)
             except errors.NotFound:
                 continue
             except (errors.Conflict, errors.EngineError) as error:
                 left.append(f"{(row.names or [row.id])[0].lstrip('/')}: {error.detail}")
+        if not left:
+            try:
+                await self._wired.wires.remove(uuid)
+            except errors.MagnumError as error:
+                left.append(error.detail)
         if left:
             return base.Outcome(status="Deleting", reason="; ".join(left), pending=True, retry_after=1.0)
         return base.Outcome(gone=True)
@@ -372,6 +438,8 @@ class Container(base.Driver):
         except errors.NotFound:
             pass
         for row in await self._client.containers(self._marks(uuid)):
+            if wiring.ROLE in (row.labels or {}):
+                continue
             try:
                 return await self._client.inspect(row.id)
             except errors.NotFound:
@@ -426,7 +494,8 @@ class Container(base.Driver):
 
     async def _create(self, item: containers.Container, progress: base.Progress) -> client_docker.ContainerInfo | None:
         spec, name = item.spec, container_name(item.uuid)
-        body = config(self._conf, item, self._hosts)
+        sandbox = wiring.sandbox_name(item.uuid) if self._facts(item) is not None else None
+        body = config(self._conf, item, self._hosts, sandbox)
         if not spec.host_network and not self._hosts.path(item.bay_uuid or "").exists():
             await self._hosts.ensure(item.bay_uuid or "")
         pulled = spec.image_pull_policy == "Always"

@@ -27,10 +27,10 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import docker
 from magnum.engines import base
-from magnum.engines.docker import images, pod_bodies, pod_status, probes, streams
+from magnum.engines.docker import images, pod_bodies, pod_status, probes, streams, wiring
 from magnum.engines.docker.pod_status import ALIVE, Live, Seen, Waiting
 from magnum.networks import docker as networks
-from magnum.networks import names
+from magnum.networks import names, neutron
 from magnum.objects import base as objects
 from magnum.objects import manifest, pod
 
@@ -43,6 +43,10 @@ LEAST_GRACE = 2
 PASSES = 5
 """Steps of one round; what is left then is another round's."""
 SOON = 0.2
+WAIT_SECONDS = 2.0
+"""Until Neutron is asked again, if it is away."""
+REFUSED_SECONDS = 10.0
+"""Until what Neutron refused is tried again: a quota may be raised."""
 KEPT_RUNS = 2
 """Runs of a container that are kept: the last, and the one before for its log."""
 
@@ -204,8 +208,9 @@ class Pod(base.Driver):
 
     def __init__(
         self, client: docker.Client, conf: cfg.ConfigOpts, hosts: names.Names,
-        tell: collections.abc.Callable[[base.Notice], None],
+        tell: collections.abc.Callable[[base.Notice], None], wired: wiring.Wiring,
     ) -> None:  # fmt: skip
+        self._wired = wired
         self._client = client
         self._conf = conf
         self._hosts = hosts
@@ -232,6 +237,10 @@ class Pod(base.Driver):
         seen = await self._look(item, found)
         for _ in range(PASSES):
             plan = self._decide(found, seen, known)
+            if self._on_neutron(item, found) and seen.stands and not plan.replace:
+                waits = await self._join(item, found, seen)
+                if waits is not None:
+                    return waits
             if plan.idle:
                 break
             await self._do(plan, item, found, seen, known, progress)
@@ -241,7 +250,32 @@ class Pod(base.Driver):
     async def observe(self, item: pod.Pod) -> base.Outcome:
         found = pod.check(item.spec, "docker")
         seen = await self._look(item, found)
-        return self._outcome(item, found, seen, self._of(item.uuid))
+        outcome = self._outcome(item, found, seen, self._of(item.uuid))
+        if self._on_neutron(item, found) and seen.stands and not self._wired.attached(item.uuid):
+            # a port is gone: the next round makes it anew
+            outcome.retry_after = 0.0
+        return outcome
+
+    def _on_neutron(self, item: pod.Pod, found: manifest.Pod) -> bool:
+        return not found.spec.host_network and self._wired.facts(item) is not None
+
+    async def _join(self, item: pod.Pod, found: manifest.Pod, seen: Seen) -> base.Outcome | None:
+        """Have the pod's ports in its sandbox; return what shows if that has to wait, or is refused."""
+        facts = self._wired.facts(item)
+        assert facts is not None and seen.sandbox is not None
+        again: float | None = WAIT_SECONDS
+        try:
+            if await self._wired.join(item, "pod", facts, seen.sandbox):
+                LOG.debug("a pod's sandbox is on its networks", pod=item.uuid)
+            return None
+        except neutron.Waits as error:
+            words = error.detail
+        except errors.Unavailable:
+            raise
+        except errors.MagnumError as error:
+            words, again = str(error), None if isinstance(error, errors.Invalid) else REFUSED_SECONDS
+        outcome = self._outcome(item, found, seen, self._of(item.uuid))
+        return msgspec.structs.replace(outcome, reason=f"FailedCreatePodSandBox: {words}", retry_after=again)
 
     async def remove(self, uuid: str, item: pod.Pod | None) -> base.Outcome:
         """End the containers as their manifest asks, then remove them, the sandbox and the volumes."""
@@ -272,6 +306,11 @@ class Pod(base.Driver):
                     continue
                 except (errors.Conflict, errors.EngineError) as error:
                     left.append(f"volume {volume.name}: {error.detail}")
+        if not left:
+            try:
+                await self._wired.wires.remove(uuid)
+            except errors.MagnumError as error:
+                left.append(error.detail)
         if left:
             return base.Outcome(status="Deleting", reason="; ".join(left), pending=True, retry_after=1.0)
         self._forget(uuid)
@@ -356,7 +395,7 @@ class Pod(base.Driver):
                 continue
             running.add(run.id)
             if run.id not in known.probers and run.id not in known.stopping and seen.sandbox is not None:
-                where = self._target(run.id, container, seen.sandbox)
+                where = self._target(item.uuid, run.id, container, seen.sandbox)
 
                 async def attempt(probe: manifest.Probe, where: probes.Target = where) -> str | None:
                     return await probes.attempt(self._client, where, probe)
@@ -375,10 +414,12 @@ class Pod(base.Driver):
         known.hooked &= there
         known.failures = {ident: why for ident, why in known.failures.items() if ident in there}
 
-    def _target(self, ident: str, container: manifest.Container, sandbox: docker.ContainerInfo) -> probes.Target:
+    def _target(
+        self, uuid: str, ident: str, container: manifest.Container, sandbox: docker.ContainerInfo
+    ) -> probes.Target:
         ports = {port.name: port.container_port for port in container.ports if port.name}
         local = self._client.url.startswith("unix://")
-        address = self._address(sandbox) or networks.host_address(self._conf)
+        address = self._wired.address(uuid) or self._address(sandbox) or networks.host_address(self._conf)
         return probes.Target(ident=ident, address=address, pid=sandbox.state.pid if local else 0, ports=ports)
 
     def _address(self, sandbox: docker.ContainerInfo | None) -> str | None:
@@ -406,10 +447,15 @@ class Pod(base.Driver):
             ready = bool(prober and prober.ready and not prober.failure and not stops)
             live[container.name] = Live(started=bool(prober and prober.started), ready=ready, words=why)
         host_ip = networks.host_address(self._conf)
+        wired = self._on_neutron(item, found)
         pod_ip = host_ip if found.spec.host_network else self._address(seen.sandbox)
+        if wired:
+            pod_ip = self._wired.address(item.uuid)
         now = objects.now().isoformat().replace("+00:00", "Z")
         state = pod_status.state(item, found, seen, live, waiting, pod_ip=pod_ip, host_ip=host_ip, now=now)
         reason = pod_status.reason(found, seen, live, waiting)
+        if wired:
+            state["security_groups"] = wiring.state(self._wired.wires.record(item.uuid))["security_groups"]
         refusal = known.refusals.get("")
         if refusal is not None and not seen.stands:
             reason = f"{refusal.waiting.reason}: {refusal.waiting.message}"
@@ -484,13 +530,17 @@ class Pod(base.Driver):
             self._refuse(known, "", Waiting(reason="FailedCreatePodSandBox", message=error.detail))
             return
         known.refusals.pop("", None)
-        await self._start(plan, item, found, sandbox, known, progress)
+        if not self._on_neutron(item, found):
+            await self._start(plan, item, found, sandbox, known, progress)
 
     async def _create_sandbox(self, item: pod.Pod, found: manifest.Pod, progress: base.Progress) -> str:
         bay = item.bay_uuid or ""
         if not found.spec.host_network and not self._hosts.path(bay).exists():
             await self._hosts.ensure(bay)
-        name, body = pod_bodies.name_of(item.uuid), pod_bodies.sandbox(self._conf, item, found, self._hosts)
+        facts = self._wired.facts(item)
+        nameservers = facts.nameservers if facts is not None else None
+        name = pod_bodies.name_of(item.uuid)
+        body = pod_bodies.sandbox(self._conf, item, found, self._hosts, nameservers)
         image = self._conf.docker.pause_image
         ident = await self._create(name, body, image, "IfNotPresent", item, progress)
         disks = [v.name for v in found.spec.volumes if v.empty_dir is not None and v.empty_dir.medium != "Memory"]
@@ -525,7 +575,7 @@ class Pod(base.Driver):
         self, plan: Plan, item: pod.Pod, found: manifest.Pod, sandbox: docker.ContainerInfo, known: Known,
         progress: base.Progress,
     ) -> None:  # fmt: skip
-        pod_ip = self._address(sandbox) or networks.host_address(self._conf)
+        pod_ip = self._wired.address(item.uuid) or self._address(sandbox) or networks.host_address(self._conf)
         values = pod_bodies.fields(item, found, pod_ip, networks.host_address(self._conf))
 
         async def one(start: Start) -> None:
@@ -590,7 +640,9 @@ class Pod(base.Driver):
     ) -> None:
         if container.lifecycle.post_start is None or sandbox is None:
             return
-        words = await probes.hook(self._client, self._target(ident, container, sandbox), container.lifecycle.post_start)
+        words = await probes.hook(
+            self._client, self._target(item.uuid, ident, container, sandbox), container.lifecycle.post_start
+        )
         if words is None:
             known.hooked.add(ident)
         else:
@@ -633,7 +685,7 @@ class Pod(base.Driver):
             rows = await self._client.containers(self._marks(uuid))
             holder = next((row.id for row in rows if pod_bodies.CONTAINER not in (row.labels or {})), None)
             if holder is not None:
-                where = self._target(ident, container, await self._client.inspect(holder))
+                where = self._target(uuid, ident, container, await self._client.inspect(holder))
                 try:
                     async with asyncio.timeout(grace):
                         words = await probes.hook(self._client, where, container.lifecycle.pre_stop)

@@ -110,11 +110,17 @@ def pull_policy(container: manifest.Container) -> str:
     return "Always" if not at and tag in ("", "latest") else "IfNotPresent"
 
 
-def sandbox(conf: cfg.ConfigOpts, item: pod.Pod, found: manifest.Pod, hosts: names.Names) -> dict[str, Any]:
-    """Return the body of ``POST /containers/create`` for what holds the pod's namespaces, ports and volumes."""
+def sandbox(
+    conf: cfg.ConfigOpts, item: pod.Pod, found: manifest.Pod, hosts: names.Names, nameservers: list[str] | None = None
+) -> dict[str, Any]:
+    """Return the body of ``POST /containers/create`` for what holds the pod's namespaces, ports and volumes.
+
+    ``nameservers``: those of a bay on Neutron, where Docker is not to give it a network; None of any other.
+    """
     spec, bay = found.spec, item.bay_uuid or ""
     marks = base.labels(conf.deployment, item, "pod")
-    network = "host" if spec.host_network else networks.network_name(bay)
+    wired = nameservers is not None and not spec.host_network
+    network = "host" if spec.host_network else "none" if wired else networks.network_name(bay)
     host: dict[str, Any] = {
         "NetworkMode": network,
         "IpcMode": "host" if spec.host_ipc else "shareable",
@@ -127,6 +133,8 @@ def sandbox(conf: cfg.ConfigOpts, item: pod.Pod, found: manifest.Pod, hosts: nam
     }
     if spec.host_pid:
         host["PidMode"] = "host"
+    if wired:
+        host["Dns"] = nameservers
     if spec.dns_config is not None:
         host["Dns"] = spec.dns_config.nameservers
         host["DnsSearch"] = spec.dns_config.searches
@@ -142,6 +150,7 @@ def sandbox(conf: cfg.ConfigOpts, item: pod.Pod, found: manifest.Pod, hosts: nam
     if not spec.host_network:
         host["Mounts"].append(hosts.mount(bay))
         body["Hostname"] = spec.hostname or item.name[:63].rstrip("-.")
+    if not spec.host_network and not wired:
         body["NetworkingConfig"] = {"EndpointsConfig": {network: {"Aliases": [item.name]}}}
         ports = [p for c in spec.containers for p in c.ports]
         bindings: dict[str, list[dict[str, str]]] = {}

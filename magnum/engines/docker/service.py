@@ -9,6 +9,7 @@ Who calls: the Docker engine, which has this as its driver of services.
 """
 
 import asyncio
+import collections.abc
 import contextlib
 import ipaddress
 from typing import Any
@@ -20,9 +21,14 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import docker, nftables
 from magnum.engines import base
-from magnum.networks import names, overlay, services
+from magnum.engines.docker import doors, wiring
+from magnum.networks import names, neutron, overlay, services, wires
 from magnum.objects import base as objects
 from magnum.objects import service as service_objects
+
+MEMBER = services.Place(member=True)
+AT_ONCE = 8
+"""Namespaces whose rules are changed at the same time."""
 
 LOG = structlog.get_logger(__name__)
 
@@ -39,13 +45,17 @@ class _Site(msgspec.Struct):
 
 
 class Service(base.Driver):
-    """``hosts``: the bays' hosts files of this machine."""
+    """``hosts``: the bays' hosts files of this machine. ``wired``: the workloads of bays on Neutron."""
 
-    def __init__(self, client: docker.Client, conf: cfg.ConfigOpts, hosts: names.Names) -> None:
+    def __init__(self, client: docker.Client, conf: cfg.ConfigOpts, hosts: names.Names, wired: wiring.Wiring) -> None:
+        self._wires = wired.wires
+        wired.entered = self.enter
+        self._of_bay: dict[str, dict[str, service_objects.Service]] = {}
         self._client = client
         self._conf = conf
         self._hosts = hosts
         self._table = f"magnum-{conf.deployment}"
+        self._doors = doors.Doors(client, conf, wired, self._table)
         # a change is read, made and written; those of a host are few and take milliseconds
         self._lock = asyncio.Lock()
 
@@ -53,28 +63,44 @@ class Service(base.Driver):
         try:
             async with self._lock:
                 await self._apply(item)
+            facts = self._wires.bay(item.bay_uuid)
+            if facts is not None:
+                wanted = self._doors.wanted(item)
+                await (self._doors.open(item, facts, progress) if wanted else self._doors.close(item.uuid))
         except errors.Unavailable:
             raise
+        except neutron.Waits as error:
+            # its rules stand all the same
+            status = item.status if item.status in ("Creating", "Updating") else "Active"
+            return base.Outcome(
+                status=status, reason=f"waits: {error.detail}", state=self._shown(item), pending=True, retry_after=2.0
+            )
         except errors.MagnumError as error:
-            return base.Outcome(status="Error", reason=str(error), state=_state(item), retry_after=2.0)
-        return base.Outcome(status="Active", state=_state(item))
+            return base.Outcome(status="Error", reason=str(error), state=self._shown(item), retry_after=2.0)
+        return base.Outcome(status="Active", state=self._shown(item))
+
+    def _shown(self, item: service_objects.Service) -> dict[str, Any]:
+        return _state(item) | self._doors.state(item)
 
     async def observe(self, item: Any) -> base.Outcome:
         try:
             async with self._lock:
                 standing = await self._stands(item)
+            if self._wires.bay(item.bay_uuid) is not None:
+                standing = standing and self._doors.stands(item)
         except errors.Unavailable:
             raise
         except errors.MagnumError as error:
-            return base.Outcome(status="Error", reason=str(error), state=_state(item), retry_after=2.0)
+            return base.Outcome(status="Error", reason=str(error), state=self._shown(item), retry_after=2.0)
         if not standing:
-            return base.Outcome(status="Error", reason="its rules are gone", state=_state(item), retry_after=0.0)
-        return base.Outcome(status="Active", state=_state(item))
+            return base.Outcome(status="Error", reason="its rules are gone", state=self._shown(item), retry_after=0.0)
+        return base.Outcome(status="Active", state=self._shown(item))
 
     async def remove(self, uuid: str, item: Any | None) -> base.Outcome:
         try:
             async with self._lock:
                 await self._remove(uuid)
+            await self._doors.remove(uuid, item)
         except errors.Unavailable:
             raise
         except errors.MagnumError as error:
@@ -87,6 +113,8 @@ class Service(base.Driver):
             return []
         async with self._lock:
             found = services.owners(await self._engine().table(self._table))
+            for table in await self._tables(None):
+                found |= services.owners(table)
         return [base.Seen(kind="service", uuid=uuid) for uuid in sorted(found) if objects.is_uuid(uuid)]
 
     def _socket(self) -> str | None:
@@ -143,8 +171,51 @@ class Service(base.Driver):
             interface=interface,
         )
 
+    # bays on Neutron: each workload sends to endpoints itself, by rules in its own namespace
+
+    async def enter(self, bay: str, pid: int) -> None:
+        """Give a namespace that has joined ``bay`` the rules of all its services, before anything runs there."""
+        found = [i for i in self._of_bay.get(bay, {}).values() if i.spec.virtual_ip and not i.spec.headless]
+        if found:
+            namespace = nftables.Namespace(pid)
+            await namespace.change("".join(services.apply(self._table, MEMBER, None, item) for item in found))
+
+    async def _each(self, bay: str | None, what: collections.abc.Callable[[nftables.Namespace], Any]) -> list[Any]:
+        """Return what ``what`` gives for each namespace of ``bay`` (None: of all) here; one that ends meanwhile is left out."""
+        hands = asyncio.Semaphore(AT_ONCE)
+
+        async def one(record: wires.Record) -> Any:
+            async with hands:
+                try:
+                    return await what(nftables.Namespace(record.pid)) if record.alive else None
+                except errors.EngineError:
+                    if record.alive:
+                        raise
+                    return None
+
+        return list(await asyncio.gather(*(one(record) for record in self._wires.members(bay))))
+
+    async def _apply_members(self, item: service_objects.Service) -> None:
+        self._of_bay.setdefault(item.bay_uuid or "", {})[item.uuid] = item
+        if item.spec.virtual_ip and not item.spec.headless:
+            udp = any(port.protocol.lower() == "udp" for port in item.spec.ports)
+
+            async def change(namespace: nftables.Namespace) -> None:
+                await self._change(namespace, MEMBER, item)
+                if udp:
+                    await self._cut(namespace, _Site(place=MEMBER, network=""), item)
+
+            await self._each(item.bay_uuid, change)
+        await self._hosts.write(item.bay_uuid or "", item.uuid, item)
+
+    async def _tables(self, bay: str | None) -> list[nftables.Table | None]:
+        return await self._each(bay, lambda namespace: namespace.table(self._table))
+
     async def _apply(self, item: service_objects.Service) -> None:
         spec = item.spec
+        if self._wires.bay(item.bay_uuid) is not None:
+            await self._apply_members(item)
+            return
         if spec.headless or not spec.virtual_ip:
             await self._hosts.write(item.bay_uuid or "", item.uuid, item)
             return
@@ -195,6 +266,11 @@ class Service(base.Driver):
     async def _stands(self, item: service_objects.Service) -> bool:
         if item.spec.headless or not item.spec.virtual_ip:
             return True
+        if self._wires.bay(item.bay_uuid) is not None:
+            found = await self._tables(item.bay_uuid)
+            return item.uuid in self._of_bay.get(item.bay_uuid or "", {}) and all(
+                table is not None and item.uuid in services.owners(table) for table in found
+            )
         engine = self._engine()
         site = await self._site(item, engine)
         held = item.uuid in services.owners(await engine.table(self._table))
@@ -204,8 +280,19 @@ class Service(base.Driver):
 
     async def _remove(self, uuid: str) -> None:
         await self._hosts.forget(uuid)
+        for known in self._of_bay.values():
+            known.pop(uuid, None)
         if self._socket() is None:
             return
+
+        async def leave(namespace: nftables.Namespace) -> None:
+            table = await namespace.table(self._table)
+            if uuid in services.owners(table):
+                addresses = services.addresses(table, uuid)
+                await namespace.change(services.remove(self._table, table, uuid))
+                await self._forget(namespace, addresses)
+
+        await self._each(None, leave)
         engine = self._engine()
         for rule in await engine.admissions(services.comment(self._conf.deployment, uuid)):
             await engine.dismiss(rule)

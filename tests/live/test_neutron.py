@@ -1,0 +1,577 @@
+"""Bays on Neutron, proven by packets: tenants' containers and pods on real ports, kept apart, opened and closed by rules.
+
+Two hosts, so that what goes from one to the other crosses a tunnel. Both tenants'
+networks have the same addresses on purpose.
+"""
+
+import concurrent.futures
+import functools
+import json
+import signal
+import time
+
+import pytest
+
+from testbed import base
+from tests.deployment import Deployment, keystone_authtoken, until
+from tests.live.conftest import _running, _servers
+
+SERVE = ["sh", "-c", "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"]
+MODEL = {"network_driver": "neutron", "external_network_id": "outside", "dns_nameserver": "192.0.2.53"}
+
+
+class Tenant:
+    """Someone who asks Magnum and Neutron with a token of Keystone's."""
+
+    def __init__(self, cloud, networking, identity, project):
+        self.cloud, self.networking, self.project = cloud, networking, project
+        self.id = base.facts("keystone")["projects"][project]
+        self.token = functools.cache(lambda: identity.token(f"{project}-member"))
+
+    def ask(self, method, path, body=None):
+        return self.cloud.request(method, path, body, {"X-Auth-Token": self.token()})
+
+    def neutron(self, method, path, body=None):
+        return self.networking.send(method, path, body, self.token())
+
+    def made(self, kind, body):
+        (found,) = self.neutron("POST", f"/{kind.replace('_', '-')}s", {kind: body}).values()
+        return found
+
+    def ports(self, **filters):
+        query = "&".join(f"{key}={value}" for key, value in filters.items())
+        return self.neutron("GET", f"/ports?{query}")["ports"]
+
+    def show(self, plural, ident):
+        return self.ask("GET", f"/v1/{plural}/{ident}")[1]
+
+    def model(self, name, **model):
+        status, made = self.ask("POST", "/v1/baymodels", {"name": name, **MODEL, **model})
+        assert status == 201, made
+        return made
+
+    def bay(self, name, nodes=1, **model):
+        body = {"name": name, "baymodel_id": self.model(name, **model)["uuid"], "node_count": nodes}
+        status, made = self.ask("POST", "/v1/bays?wait=60", body)
+        assert (status, made["status"]) == (201, "CREATE_COMPLETE"), made
+        return made
+
+    def container(self, bay, name, image, **more):
+        body = {
+            "bay_uuid": bay["uuid"],
+            "name": name,
+            "image": image,
+            "command": SERVE,
+            "start": True,
+            "memory": "16m",
+            **more,
+        }
+        status, made = self.ask("POST", "/v1/containers?wait=60", body)
+        assert (status, made["status"]) == (201, "Running"), made
+        return made
+
+    def pod(self, bay, name, image, **more):
+        container = {"name": "web", "image": image, "command": SERVE, "ports": [{"containerPort": 80}],
+                     "readinessProbe": {"httpGet": {"port": 80}, "periodSeconds": 1}}  # fmt: skip
+        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}},
+                    "spec": {"containers": [container], "terminationGracePeriodSeconds": 0}}  # fmt: skip
+        status, made = self.ask("POST", "/v1/pods?wait=60", {"bay_uuid": bay["uuid"], "manifest": manifest, **more})
+        assert status in (201, 202), made
+        return until(lambda: (found := self.show("pods", made["uuid"]))["ready"] and found)
+
+    def service(self, bay, name, **more):
+        spec = {"selector": {"app": "web"}, "ports": [{"port": 8080, "targetPort": 80}], **more.pop("spec", {})}
+        manifest = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+        return self.ask("POST", "/v1/services?wait=60", {"bay_uuid": bay["uuid"], "manifest": manifest, **more})
+
+    def gone(self, plural, *idents):
+        for ident in idents:
+            status, body = self.ask("DELETE", f"/v1/{plural}/{ident}?wait=60")
+            assert status == 204, body
+
+
+class Machine:
+    """A container, or a pod's sandbox, as its network namespace is seen by the host's root."""
+
+    def __init__(self, cloud, made):
+        self.made, self.host = made, cloud.hosts[made["host"]]
+        self.ip = made["pod_ip"] if "pod_ip" in made else next(iter(made["addresses"].values()))[0]
+
+    @property
+    def pid(self):
+        name = f"magnum-{self.made['uuid']}"
+        return int(base.run("docker", "-H", self.host.url, "inspect", "-f", "{{.State.Pid}}", name).stdout)
+
+    def run(self, *words):
+        return base.run("nsenter", f"--target={self.pid}", "--net", "--", *words, check=False)
+
+    def gets(self, ip, port=80):
+        return gets(["nsenter", f"--target={self.pid}", "--net", "--"], ip, port)
+
+    def pings(self, ip, source=None):
+        words = ["-I", source] if source else []
+        return self.run("busybox", "ping", "-c", "1", "-W", "1", *words, ip).returncode == 0
+
+    def arps(self, ip):
+        return self.run("busybox", "arping", "-q", "-f", "-c", "2", "-w", "2", "-I", "eth0", ip).returncode == 0
+
+    def json(self, *words):
+        return json.loads(self.run("ip", "-j", *words).stdout or "[]")
+
+
+def gets(enter, ip, port=80):
+    """Return what is answered over HTTP, None if nothing is within two seconds."""
+    done = base.run(*enter, "busybox", "timeout", "2", "busybox", "wget", "-qO-", f"http://{ip}:{port}/", check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@pytest.fixture(scope="session")
+def wired(identity, networking, docker_hosts, tmp_path_factory):
+    """A deployment on Neutron: two hosts, tenants known by Keystone."""
+    _servers()
+    name = f"wired-{base.TAG}"
+    facts, keystone = base.facts("neutron"), base.facts("keystone")
+    asked = functools.cache(identity.token)
+    options = {
+        "auth_type": "password", "auth_url": keystone["url"], "username": "magnum-networks",
+        "password": keystone["users"]["magnum-networks"]["password"], "user_domain_name": "Default",
+        "project_name": "service", "project_domain_name": "Default", "region_name": "RegionOne", "check_interval": 1,
+    }  # fmt: skip
+    found = Deployment(
+        name, tmp_path_factory.mktemp("wired"), docker_hosts[:2],
+        {"api": {"auth_strategy": "keystone"}, "keystone_authtoken": keystone_authtoken(), "neutron": options},
+        headers=lambda: {"X-Auth-Token": asked("alpha-admin")},
+        each={host: {"neutron": {"agent_host": host, "ovsdb_connection": known["ovsdb"]}} for host, known in facts["hosts"].items()},
+    )  # fmt: skip
+    found.neutron = networking
+    yield from _running(found, identity.secret_words)
+    assert leftovers(found) == []
+
+
+def leftovers(cloud):
+    """Return everything of a deployment that is still anywhere: in Neutron, Open vSwitch, the kernel and the engines."""
+    found = []
+    for kind in ("networks", "subnets", "routers", "ports", "floatingips", "security-groups", "security-group-rules"):
+        rows = next(iter(cloud.neutron.request("GET", f"/{kind}").values()))
+        found += [
+            (kind, row["id"]) for row in rows if (row.get("description") or "").startswith(f"magnum:{cloud.name}:")
+        ]
+    for host in cloud.hosts.values():
+        ovsdb = base.facts("neutron")["hosts"][host.name]["ovsdb"]
+        out = base.run("ovs-vsctl", f"--db={ovsdb}", "--bare", "--columns=name", "find", "Interface",
+                       f'external_ids:magnum-deployment="{cloud.name}"').stdout.split()  # fmt: skip
+        found += [(host.name, "interface", name) for name in out]
+        links = json.loads(base.run(*host.enter, "ip", "-j", "link", "show", "type", "veth").stdout or "[]")
+        found += [(host.name, "link", one["ifname"]) for one in links if one["ifname"].startswith("tap")]
+        label = f"label=org.openstack.magnum.deployment={cloud.name}"
+        out = base.run("docker", "-H", host.url, "ps", "-aq", "--filter", label).stdout.split()
+        found += [(host.name, "container", ident) for ident in out]
+        tables = base.run(*host.enter, "nft", "list", "tables").stdout.splitlines()
+        found += [(host.name, "table", line) for line in tables if cloud.name in line]
+    for name in cloud.hosts:
+        found += [(name, path.name) for path in (cloud.folder / name / "neutron").glob("*/*.json")]
+    return found
+
+
+@pytest.fixture(scope="session")
+def image(docker_hosts):
+    return docker_hosts[0].image
+
+
+@pytest.fixture(scope="session")
+def alpha(wired, networking, identity):
+    return Tenant(wired, networking, identity, "alpha")
+
+
+@pytest.fixture(scope="session")
+def beta(wired, networking, identity):
+    return Tenant(wired, networking, identity, "beta")
+
+
+@pytest.fixture(scope="session")
+def ours(alpha):
+    return alpha.bay("ours", 2)
+
+
+@pytest.fixture(scope="session")
+def theirs(beta):
+    return beta.bay("theirs", 2)
+
+
+@pytest.fixture(scope="session")
+def machines(wired, alpha, beta, ours, theirs, image):
+    """Containers of two tenants, of each at least one on either host, by name."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        tasks = [pool.submit(alpha.container, ours, f"a{n}", image) for n in range(3)]
+        tasks += [pool.submit(beta.container, theirs, f"b{n}", image) for n in range(2)]
+        found = {task.result()["name"]: Machine(wired, task.result()) for task in tasks}
+    for tenant in ("a", "b"):
+        assert len({m.host.name for name, m in found.items() if name.startswith(tenant)}) == 2
+    return found
+
+
+def _pairs(machines):
+    """Return (one of alpha's, another on the same host, another on the other host), and beta's."""
+    mine = [m for name, m in sorted(machines.items()) if name.startswith("a")]
+    theirs = [m for name, m in sorted(machines.items()) if name.startswith("b")]
+    near = next((a, b) for a in mine for b in mine if a is not b and a.host == b.host)
+    far = next(m for m in mine if m.host != near[0].host)
+    return *near, far, theirs
+
+
+def test_a_bay_is_a_network_router_and_group_of_the_tenants(alpha, beta, ours, theirs):
+    for tenant, bay in ((alpha, ours), (beta, theirs)):
+        (network,) = [n for n in tenant.neutron("GET", "/networks")["networks"] if n["project_id"] == tenant.id]
+        (subnet,) = [s for s in tenant.neutron("GET", "/subnets")["subnets"] if s["project_id"] == tenant.id]
+        (router,) = tenant.neutron("GET", "/routers")["routers"]
+        (group,) = [g for g in tenant.neutron("GET", "/security-groups")["security_groups"] if g["name"] != "default"]
+        assert {network["name"], subnet["name"], router["name"], group["name"]} == {f"magnum-{bay['name']}"}
+        assert router["external_gateway_info"]["external_fixed_ips"][0]["ip_address"].startswith("172.24.4.")
+        opened = [
+            (r["ethertype"], r["remote_group_id"]) for r in group["security_group_rules"] if r["direction"] == "ingress"
+        ]
+        assert sorted(opened) == [("IPv4", group["id"]), ("IPv6", group["id"])]
+        assert network["description"].endswith(f":bay:{bay['uuid']}")
+
+
+def test_a_container_has_a_port_and_its_namespace_what_the_port_says(wired, alpha, ours, machines):
+    one = next(m for name, m in machines.items() if name.startswith("a"))
+    (port,) = alpha.ports(device_id=one.made["uuid"])
+    admin = wired.neutron.request("GET", f"/ports/{port['id']}")["port"]
+    assert admin["binding:host_id"] == one.host.name and admin["status"] == "ACTIVE"
+    assert (port["project_id"], port["device_owner"]) == (alpha.id, "magnum:container")
+    assert one.made["security_groups"] == port["security_groups"]
+    (link,) = one.json("link", "show", "eth0")
+    network = alpha.neutron("GET", f"/networks/{port['network_id']}")["network"]
+    assert (link["address"], link["mtu"]) == (port["mac_address"], network["mtu"])
+    (address,) = [a for a in one.json("-4", "address", "show", "eth0")[0]["addr_info"]]
+    assert (address["local"], address["prefixlen"]) == (port["fixed_ips"][0]["ip_address"], 24)
+    subnet = alpha.neutron("GET", f"/subnets/{port['fixed_ips'][0]['subnet_id']}")["subnet"]
+    assert [r["gateway"] for r in one.json("route", "show", "default")] == [subnet["gateway_ip"]]
+    path = f"/v1/containers/{one.made['uuid']}/execute?command=cat+/etc/resolv.conf"
+    assert "nameserver 192.0.2.53" in alpha.ask("PUT", path)[1]["output"]
+    path = f"/v1/containers/{one.made['uuid']}/execute?command=hostname"
+    assert alpha.ask("PUT", path)[1]["output"].strip() == one.made["name"]
+
+
+def test_one_tenant_reaches_itself_on_both_hosts_and_no_other_tenant(machines):
+    one, near, far, theirs = _pairs(machines)
+    for other in (near, far):
+        assert one.gets(other.ip) == other.made["name"] and other.gets(one.ip) == one.made["name"]
+        assert one.pings(other.ip) and one.arps(other.ip)
+    assert theirs[0].gets(theirs[1].ip) == theirs[1].made["name"] and theirs[1].arps(theirs[0].ip)
+    mine = {m.ip for name, m in machines.items() if name.startswith("a")}
+    for stranger in theirs:
+        for target in (one, near, far):
+            if target.ip not in {t.ip for t in theirs}:
+                assert not stranger.pings(target.ip) and not stranger.arps(target.ip)
+                assert stranger.gets(target.ip) is None
+        if stranger.ip not in mine:
+            assert not one.pings(stranger.ip) and not one.arps(stranger.ip) and one.gets(stranger.ip) is None
+
+
+def test_no_tenant_takes_an_address_that_is_not_its_own(alpha, machines):
+    one, near, _, theirs = _pairs(machines)
+    stolen = "10.244.0.254"
+    for thief, target in ((one, near), (theirs[0], theirs[1])):
+        thief.run("ip", "address", "add", f"{stolen}/24", "dev", "eth0")
+        assert thief.pings(target.ip) and not thief.pings(target.ip, stolen)
+        assert not target.arps(stolen)
+    # the other way round: who owns the network may allow it
+    (port,) = alpha.ports(device_id=one.made["uuid"])
+    body = {"port": {"allowed_address_pairs": [{"ip_address": stolen}]}}
+    alpha.neutron("PUT", f"/ports/{port['id']}", body)
+    until(lambda: one.pings(near.ip, stolen), 20)
+    alpha.neutron("PUT", f"/ports/{port['id']}", {"port": {"allowed_address_pairs": []}})
+    until(lambda: not one.pings(near.ip, stolen), 20)
+    for thief in (one, theirs[0]):
+        thief.run("ip", "address", "del", f"{stolen}/24", "dev", "eth0")
+
+
+def test_a_rule_opens_and_closes_and_groups_are_replaced(wired, alpha, ours, machines, image):
+    one, _, far, _ = _pairs(machines)
+    group = alpha.made("security_group", {"name": "web"})
+    made = alpha.container(ours, "shut", image, security_groups=["web"])
+    shut = Machine(wired, made)
+    assert made["security_groups"] == [group["id"]]
+    assert one.gets(shut.ip) is None and far.gets(shut.ip) is None
+    rule = alpha.made("security_group_rule", {
+        "security_group_id": group["id"], "direction": "ingress", "protocol": "tcp", "port_range_min": 80, "port_range_max": 80,
+    })  # fmt: skip
+    until(lambda: one.gets(shut.ip) == "shut" and far.gets(shut.ip) == "shut", 20)
+    assert not one.pings(shut.ip)
+    alpha.neutron("DELETE", f"/security-group-rules/{rule['id']}")
+    until(lambda: one.gets(shut.ip) is None and far.gets(shut.ip) is None, 20)
+    bays = one.made["security_groups"]
+    patch = [{"op": "replace", "path": "/security_groups", "value": bays}]
+    status, changed = alpha.ask("PATCH", f"/v1/containers/{made['uuid']}?wait=30", patch)
+    assert (status, changed["security_groups"], changed["status"]) == (200, bays, "Running")
+    until(lambda: one.gets(shut.ip) == "shut", 20)
+    # what its owner changes in Neutron is shown, and stays
+    (port,) = alpha.ports(device_id=made["uuid"])
+    alpha.neutron("PUT", f"/ports/{port['id']}", {"port": {"security_groups": [group["id"]]}})
+    until(lambda: alpha.show("containers", made["uuid"])["security_groups"] == [group["id"]], 20)
+    alpha.gone("containers", made["uuid"])
+    alpha.neutron("DELETE", f"/security-groups/{group['id']}")
+
+
+def test_several_networks_and_addresses_of_ones_choice(wired, alpha, beta, ours, image):
+    network = alpha.made("network", {"name": "backstage"})
+    subnet = alpha.made(
+        "subnet", {"network_id": network["id"], "ip_version": 4, "cidr": "10.9.0.0/24", "enable_dhcp": False}
+    )
+    asked = [{"fixed_ip": "10.244.0.200"}, {"network": "backstage", "subnet": subnet["id"], "fixed_ip": "10.9.0.7"}]
+    made = alpha.container(ours, "two", image, networks=asked)
+    assert made["addresses"] == {"magnum-ours": ["10.244.0.200"], "backstage": ["10.9.0.7"]}
+    two = Machine(wired, made)
+    other = Machine(wired, alpha.container(ours, "other", image, networks=[{"network": network["id"]}]))
+    group = next(g["id"] for g in alpha.neutron("GET", "/security-groups?name=default")["security_groups"])
+    assert alpha.ports(network_id=network["id"], device_id=made["uuid"])[0]["security_groups"] == [group]
+    inner = other.made["addresses"]["backstage"][0]
+    assert two.gets("10.244.0.1", 80) is None and two.gets(inner) == "other" and other.gets("10.9.0.7") == "two"
+    assert [r["dev"] for r in two.json("route", "show", "default")] == ["eth0"]
+    # no other tenant's, none that is not there, no address that is taken or elsewhere
+    for tenant, bay, wish, words in (
+        (beta, None, {"network": network["id"]}, "networks[0].network: there is no network"),
+        (alpha, ours, {"network": "nowhere"}, "networks[0].network: there is no network 'nowhere'"),
+        (alpha, ours, {"fixed_ip": "10.244.0.200"}, "10.244.0.200"),
+        (alpha, ours, {"fixed_ip": "192.0.2.1"}, "networks[0].fixed_ip: is in no subnet of magnum-ours"),
+        (
+            alpha,
+            ours,
+            {"network": "backstage", "subnet": "magnum-ours"},
+            "networks[0].subnet: is not a subnet of backstage",
+        ),
+    ):
+        bay = bay or beta.show("bays", "theirs")
+        body = {"bay_uuid": bay["uuid"], "image": image, "networks": [wish], "start": True}
+        status, refused = tenant.ask("POST", "/v1/containers?wait=30", body)
+        assert refused["status"] == "Error" and words in refused["status_reason"], (status, refused)
+        assert tenant.ports(device_id=refused["uuid"]) == []
+        tenant.gone("containers", refused["uuid"])
+    alpha.gone("containers", made["uuid"], other.made["uuid"])
+    assert alpha.ports(network_id=network["id"]) == []
+    alpha.neutron("DELETE", f"/networks/{network['id']}")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"ports": ["8080:80"]}, "ports[0].host_port"),
+        ({"networks": [{"fixed_ip": "ten"}]}, "networks[0].fixed_ip"),
+        ({"networks": [{"network": "x"}, {"network": "x"}]}, "networks[1]"),
+        ({"networks": [{"fixed_ip": "10.0.0.1"}, {}]}, "networks"),
+        ({"security_groups": [""]}, "security_groups[0]"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(alpha, ours, image, body, field):
+    status, refused = alpha.ask("POST", "/v1/containers", {"bay_uuid": ours["uuid"], "image": image, **body})
+    assert status == 400 and refused["errors"][0]["detail"].startswith(f"{field}: "), refused
+
+
+def test_pods_behind_a_service_are_reached_by_its_address_and_name(wired, alpha, beta, ours, machines, image):
+    one, _, far, theirs = _pairs(machines)
+    pods = [Machine(wired, alpha.pod(ours, f"web{n}", image)) for n in range(2)]
+    assert {pod.made["security_groups"][0] for pod in pods} == set(one.made["security_groups"])
+    assert one.gets(pods[0].ip) == "web0" and pods[0].gets(pods[1].ip) == "web1"
+    status, service = alpha.service(ours, "web")
+    assert (status, service["status"]) == (201, "Active"), service
+    address = until(lambda: len((found := alpha.show("services", "web"))["endpoints"]) == 2 and found["ip"])
+    for asker in (one, far, *pods):
+        assert {until(lambda asker=asker: asker.gets(address, 8080)) for _ in range(6)} == {"web0", "web1"}
+    path = f"/v1/containers/{one.made['uuid']}/execute?command=wget+-qO-+http://web:8080/"
+    assert alpha.ask("PUT", path)[1]["output"].strip() in ("web0", "web1")
+    assert theirs[0].gets(address, 8080) is None and theirs[0].gets(pods[0].ip) is None
+    # one that comes later has them from its first moment, one that goes is asked no more
+    late = ["sh", "-c", "wget -qO- http://web:8080/ && sleep 100"]
+    made = alpha.container(ours, "late", image, command=late)
+    until(lambda: alpha.ask("GET", f"/v1/containers/{made['uuid']}/logs")[1]["output"].strip() in ("web0", "web1"), 5)
+    alpha.gone("pods", pods[0].made["uuid"])
+    until(lambda: len(alpha.show("services", "web")["endpoints"]) == 1)
+    until(lambda: {one.gets(address, 8080) for _ in range(4)} == {"web1"}, 10)
+    alpha.gone("services", "web")
+    assert one.gets(address, 8080) is None and one.run("nft", "list", "tables").stdout == ""
+    alpha.gone("pods", pods[1].made["uuid"])
+    alpha.gone("containers", made["uuid"])
+
+
+def test_a_service_has_a_floating_ip_and_lets_in_whom_it_names(wired, alpha, ours, machines, image):
+    outside = next(h for h in wired.hosts.values() if h.name == "host1").enter
+    one = next(m for name, m in machines.items() if name.startswith("a"))
+    pod = Machine(wired, alpha.pod(ours, "shop", image))
+    status, service = alpha.service(ours, "shop", external=True)
+    assert (status, service["status"], service["external"]) == (201, "Active", True), service
+    address = service["external_ip"]
+    assert address.startswith("172.24.4.")
+    until(lambda: gets(outside, address, 8080) == "shop", 30)
+    # the pod itself stays shut, and inside they go on as before
+    assert gets(outside, address, 80) is None and one.gets(service["ip"], 8080) == "shop"
+    for ranges, opened in ((["203.0.113.0/24"], False), (["203.0.113.0/24", "172.24.4.0/24"], True)):
+        patch = [{"op": "add", "path": "/manifest/spec/loadBalancerSourceRanges", "value": ranges}]
+        status, changed = alpha.ask("PATCH", "/v1/services/shop?wait=30", patch)
+        assert (status, changed["source_ranges"], changed["external_ip"]) == (200, ranges, address), changed
+        until(lambda opened=opened: (gets(outside, address, 8080) == "shop") is opened, 20)
+    # its door goes to another host when that one is lost
+    door = next(p for p in alpha.ports(device_id=service["uuid"]))
+    where = wired.neutron.request("GET", f"/ports/{door['id']}")["port"]["binding:host_id"]
+    lost = next(name for name, host in wired.hosts.items() if host.name == where)
+    if pod.host.name != where:
+        wired.kill(lost, signal.SIGKILL)
+        until(lambda: wired.neutron.request("GET", f"/ports/{door['id']}")["port"]["binding:host_id"] != where, 30)
+        until(lambda: gets(outside, address, 8080) == "shop", 30)
+        wired.start(lost)
+        wired.ready()
+    status, changed = alpha.ask(
+        "PATCH", "/v1/services/shop?wait=30", [{"op": "replace", "path": "/external", "value": False}]
+    )
+    assert (status, changed["external"], changed["external_ip"]) == (200, False, None), changed
+    alpha.gone("services", "shop")
+    alpha.gone("pods", pod.made["uuid"])
+    assert alpha.neutron("GET", "/floatingips")["floatingips"] == []
+    assert alpha.ports(device_id=service["uuid"]) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "more", "field"),
+    [
+        ({"type": "NodePort"}, {}, "spec.type"),
+        ({"loadBalancerSourceRanges": ["192.0.2.0/24"]}, {}, "spec.loadBalancerSourceRanges"),
+        ({"loadBalancerSourceRanges": ["everyone"]}, {"external": True}, "spec.loadBalancerSourceRanges[0]"),
+        ({"clusterIP": "None"}, {"external": True}, "external"),
+    ],
+)
+def test_what_a_service_cannot_have_is_refused(alpha, ours, spec, more, field):
+    status, refused = alpha.service(ours, "no", spec=spec, **more)
+    assert status == 400 and refused["errors"][0]["detail"].startswith(f"{field}: "), refused
+
+
+def test_neutrons_refusals_reach_the_tenant_in_words(wired, alpha, beta):
+    model = alpha.model("strange", external_network_id="nowhere")
+    status, made = alpha.ask("POST", "/v1/bays?wait=30", {"name": "strange", "baymodel_id": model["uuid"]})
+    assert (
+        made["status"] == "CREATE_FAILED"
+        and "external_network_id: there is no external network 'nowhere'" in made["status_reason"]
+    )
+    alpha.gone("bays", made["uuid"])
+    mine = beta.neutron("GET", "/networks?name=magnum-theirs")["networks"]
+    model = alpha.model("stolen", fixed_network=(mine or [{"id": alpha.id}])[0]["id"])
+    status, made = alpha.ask("POST", "/v1/bays?wait=30", {"name": "stolen", "baymodel_id": model["uuid"]})
+    assert made["status"] == "CREATE_FAILED" and "fixed_network: there is no network" in made["status_reason"], made
+    alpha.gone("bays", made["uuid"])
+    used = len([n for n in alpha.neutron("GET", "/networks")["networks"] if n["project_id"] == alpha.id])
+    wired.neutron.request("PUT", f"/quotas/{alpha.id}", {"quota": {"network": used}})
+    model = alpha.model("full")
+    status, made = alpha.ask("POST", "/v1/bays?wait=30", {"name": "full", "baymodel_id": model["uuid"]})
+    assert made["status"] == "CREATE_FAILED" and "Quota exceeded for resources: ['network']" in made["status_reason"], (
+        made
+    )
+    # once there is room it comes by itself
+    wired.neutron.request("DELETE", f"/quotas/{alpha.id}")
+    until(lambda: alpha.show("bays", made["uuid"])["status"] == "CREATE_COMPLETE", 30)
+    alpha.gone("bays", made["uuid"])
+
+
+def test_a_network_of_the_tenants_own_is_adopted_and_left(wired, alpha, image):
+    network = alpha.made("network", {"name": "own"})
+    subnet = alpha.made(
+        "subnet",
+        {"name": "own", "network_id": network["id"], "ip_version": 4, "cidr": "10.8.0.0/24", "enable_dhcp": False},
+    )
+    bay = alpha.bay("adopts", fixed_network="own", fixed_subnet="own", external_network_id=None)
+    made = alpha.container(bay, "guest", image)
+    assert made["addresses"]["own"][0].startswith("10.8.0.")
+    alpha.gone("containers", made["uuid"])
+    alpha.gone("bays", bay["uuid"])
+    assert alpha.neutron("GET", f"/subnets/{subnet['id']}")["subnet"]["name"] == "own"
+    assert [p for p in alpha.ports(network_id=network["id"])] == []
+    alpha.neutron("DELETE", f"/networks/{network['id']}")
+
+
+def test_what_is_deleted_behind_our_back_is_made_again(wired, alpha, ours, machines, image):
+    one, near, far, _ = _pairs(machines)
+    (port,) = alpha.ports(device_id=far.made["uuid"])
+    alpha.neutron("DELETE", f"/ports/{port['id']}")
+    again = until(lambda: [p for p in alpha.ports(device_id=far.made["uuid"]) if p["status"] == "ACTIVE"], 30)
+    assert again[0]["id"] != port["id"] and again[0]["fixed_ips"][0]["ip_address"] == far.ip
+    until(lambda: one.gets(far.ip) == far.made["name"] and far.gets(one.ip) == one.made["name"], 20)
+    # the sandbox, and with it the namespace
+    base.run("docker", "-H", near.host.url, "kill", f"magnum-{near.made['uuid']}-sandbox")
+    until(lambda: one.gets(near.ip) == near.made["name"], 30)
+    # a port with our mark on a host that nobody has any more; one without it is left alone
+    network = alpha.ports(device_id=one.made["uuid"])[0]["network_id"]
+    body = {
+        "network_id": network,
+        "project_id": alpha.id,
+        "binding:host_id": "host1",
+        "device_owner": "magnum:container",
+    }
+    uuid = "3f8f3a3e-2f6d-4a53-9d5e-0f1d5a6b7c8d"
+    marked = wired.neutron.request(
+        "POST", "/ports", {"port": {**body, "device_id": uuid, "description": f"magnum:{wired.name}:container:{uuid}"}}
+    )
+    plain = wired.neutron.request("POST", "/ports", {"port": {**body, "device_id": uuid}})
+    until(lambda: [p["id"] for p in alpha.ports(device_id=uuid)] == [plain["port"]["id"]], 20)
+    time.sleep(3)
+    assert alpha.ports(device_id=uuid)
+    alpha.neutron("DELETE", f"/ports/{plain['port']['id']}")
+
+
+def test_while_neutron_is_down_what_runs_goes_on_and_what_is_new_waits(wired, alpha, ours, machines, image, networking):
+    one, near, far, _ = _pairs(machines)
+    gone = alpha.container(ours, "gone", image)
+    networking.stop()
+    try:
+        assert one.gets(near.ip) == near.made["name"] and one.gets(far.ip) == far.made["name"]
+        status, made = alpha.ask("POST", "/v1/containers?wait=3", {
+            "bay_uuid": ours["uuid"], "name": "waits", "image": image, "command": SERVE, "start": True})  # fmt: skip
+        assert (status, made["status"]) == (202, "Creating"), made
+        reason = until(lambda: alpha.show("containers", made["uuid"])["status_reason"], 20)
+        assert reason.startswith("waits: Neutron does not answer"), reason
+        status, stopped = alpha.ask("PUT", f"/v1/containers/{near.made['uuid']}/reboot?wait=30")
+        assert stopped["status"] == "Running", stopped
+        until(lambda: one.gets(near.ip) == near.made["name"], 20)
+        assert alpha.ask("DELETE", f"/v1/containers/{gone['uuid']}?wait=2")[0] == 202
+        until(lambda: "Neutron" in (alpha.show("containers", gone["uuid"])["status_reason"] or ""), 20)
+        for name in list(wired.hosts):
+            wired.kill(name, signal.SIGKILL)
+            wired.start(name)
+        wired.ready()
+        assert one.gets(far.ip) == far.made["name"]
+    finally:
+        networking.start()
+    until(lambda: alpha.show("containers", made["uuid"])["status"] == "Running", 40)
+    until(lambda: alpha.ask("GET", f"/v1/containers/{gone['uuid']}")[0] == 404, 40)
+    until(lambda: alpha.ports(device_id=gone["uuid"]) == [], 10)
+    waited = Machine(wired, alpha.show("containers", made["uuid"]))
+    until(lambda: one.gets(waited.ip) == "waits", 10)
+    alpha.gone("containers", made["uuid"])
+
+
+def test_a_backend_that_is_killed_at_any_step_leaves_one_port_a_container(wired, alpha, ours, image):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        body = {"bay_uuid": ours["uuid"], "image": image, "command": SERVE, "start": True, "memory": "16m"}
+        tasks = [pool.submit(alpha.ask, "POST", "/v1/containers", {**body, "name": f"k{n}"}) for n in range(8)]
+        for wait in (0.4, 0.8):
+            time.sleep(wait)
+            for name in list(wired.hosts):
+                wired.kill(name, signal.SIGKILL)
+                wired.start(name)
+        made = [task.result()[1]["uuid"] for task in tasks]
+    wired.ready()
+    for uuid in made:
+        until(lambda uuid=uuid: alpha.show("containers", uuid)["status"] == "Running", 60)
+        assert len(until(lambda uuid=uuid: alpha.ports(device_id=uuid))) == 1
+    found = [alpha.show("containers", uuid) for uuid in made]
+    first = Machine(wired, found[0])
+    for one in found[1:]:
+        assert until(lambda one=one: first.gets(next(iter(one["addresses"].values()))[0]), 20) == one["name"]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda uuid: alpha.gone("containers", uuid), made))
+
+
+def test_everything_deleted_leaves_nothing_anywhere(wired, alpha, beta, ours, theirs, machines):
+    for tenant, letter, bay in ((alpha, "a", ours), (beta, "b", theirs)):
+        tenant.gone("containers", *(m.made["uuid"] for name, m in machines.items() if name.startswith(letter)))
+        tenant.gone("bays", bay["uuid"])
+        assert [p for p in tenant.ports() if p["project_id"] == tenant.id] == []
+    assert leftovers(wired) == []
