@@ -127,12 +127,14 @@ class Switch:
         Raises NotFound (a process has ended), EngineError, Unavailable (Open vSwitch).
         """
         soft = await self._soft(wanted.bridge)
+        # one of before, in a namespace that has gone: the agent is to see another, with flows of its own
+        await self._vsctl("--if-exists", "del-port", outer(wanted.port))
         await asyncio.to_thread(_veth, pid, inside, wanted, soft)
         name = outer(wanted.port)
         ids = {"iface-id": wanted.port, "iface-status": "active", "attached-mac": wanted.mac, MARK: deployment,
                "magnum-uuid": uuid}  # fmt: skip
         await self._vsctl(
-            "--may-exist", "add-port", wanted.bridge, name, "--", "set", "Interface", name,
+            "add-port", wanted.bridge, name, "--", "set", "Interface", name,
             f"mtu_request={wanted.mtu}", *(f'external_ids:{key}="{value}"' for key, value in ids.items()),
         )  # fmt: skip
 

@@ -274,7 +274,7 @@ class Wires:
         ``services``: the CIDR of virtual addresses, which have a route so that they are looked at at all. Raises
         EngineError, Waits (the process has ended, Open vSwitch is away, the agent does not make it in time).
         """
-        if not record.wires:
+        if not record.wires or (record.tag == tag and record.alive):
             return
         first = record.wires[0].shape
         if (services, None) not in first.routes:

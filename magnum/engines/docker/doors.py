@@ -73,12 +73,15 @@ class Doors:
         await namespace.change(services.apply(self._table, PLACE, await namespace.table(self._table), inside))
         await self._wires.open(facts, item, record, wish, group)
 
-    async def close(self, uuid: str) -> None:
-        """Remove what this host has of a door; the port, which may be another host's now, stays. Raises Waits."""
-        if self._wires.record(uuid) is None:
+    async def close(self, item: service_objects.Service) -> None:
+        """Have no door of ``item`` here: the port is another host's now, or goes with all that opened it. As ``remove``."""
+        if self._wires.record(item.uuid) is None:
             return
-        await self._wires.leave(uuid)
-        await self._end(uuid)
+        if not item.spec.external:
+            await self.remove(item.uuid, item)
+            return
+        await self._wires.leave(item.uuid)
+        await self._end(item.uuid)
 
     async def remove(self, uuid: str, item: service_objects.Service | None) -> None:
         """Remove the door of a service wherever it is. Raises neutron.Waits, EngineError."""

@@ -66,7 +66,7 @@ class Service(base.Driver):
             facts = self._wires.bay(item.bay_uuid)
             if facts is not None:
                 wanted = self._doors.wanted(item)
-                await (self._doors.open(item, facts, progress) if wanted else self._doors.close(item.uuid))
+                await (self._doors.open(item, facts, progress) if wanted else self._doors.close(item))
         except errors.Unavailable:
             raise
         except neutron.Waits as error:
