@@ -215,6 +215,11 @@ def _switch(host: dict[str, Any]) -> pathlib.Path:
     return _folder() / host["name"]
 
 
+def _link(name: str) -> str:
+    """Return the name of the outer end of a host's way to the others' tunnels."""
+    return f"{docker.BRIDGE}t{name.removeprefix('host')}"
+
+
 def _vsctl(host: dict[str, Any], *words: str, check: bool = True) -> str:
     return base.run("ovs-vsctl", f"--db=unix:{_switch(host)}/db.sock", "--timeout=10", *words, check=check).stdout
 
@@ -251,7 +256,7 @@ def _host(host: dict[str, Any], first: bool) -> dict[str, str]:
             folder / "switch.log", of_it,
         )  # fmt: skip
     address = f"{TUNNELS}.{name.removeprefix('host')}"
-    link = f"{docker.BRIDGE}t{name.removeprefix('host')}"
+    link = _link(name)
     if base.run(*enter, "ip", "link", "show", "underlay", check=False).returncode:
         base.run("ip", "link", "delete", link, check=False)
         base.run(
@@ -365,6 +370,8 @@ def down() -> None:
             signal.SIGKILL if not name.endswith("-switch") else signal.SIGTERM,
         )
     _end_inmates()
+    for number in range(1, HOSTS + 1):
+        base.run("ip", "link", "delete", _link(f"host{number}"), check=False)
     base.drop(NAME)
 
 
