@@ -8,6 +8,7 @@ import pytest
 from magnum import config
 from magnum.clients import docker, nftables
 from magnum.engines.docker import service as driver
+from magnum.engines.docker import wiring
 from magnum.networks import names
 from magnum.objects import service as objects
 from tests import packets, wanted
@@ -126,9 +127,10 @@ async def test_two_services_of_a_table_do_not_touch_each_other(bay):
 
 
 async def test_an_engine_out_of_reach_is_refused(tmp_path):
-    conf = config.load([])
+    conf = config.load([], state_dir=str(tmp_path))
     client = docker.Client("tcp://127.0.0.1:1", tls_ca="a", tls_cert="b", tls_key="c")
-    services = driver.Service(client, conf, names.Names(str(tmp_path)))
+    hosts = names.Names(str(tmp_path))
+    services = driver.Service(client, conf, hosts, wiring.Wiring(client, conf, hosts))
     spec = objects.ServiceSpec(manifest={}, virtual_ip="172.30.0.1")
     outcome = await services.apply(objects.Service(uuid=str(uuid.uuid4()), spec=spec), wanted.ignore)
     assert outcome.status == "Error"

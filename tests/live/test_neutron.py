@@ -126,7 +126,7 @@ def gets(enter, ip, port=80):
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def wired(identity, networking, docker_hosts, tmp_path_factory):
     """A deployment on Neutron: two hosts, tenants known by Keystone."""
     _servers()
@@ -174,32 +174,32 @@ def leftovers(cloud):
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def image(docker_hosts):
     return docker_hosts[0].image
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def alpha(wired, networking, identity):
     return Tenant(wired, networking, identity, "alpha")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def beta(wired, networking, identity):
     return Tenant(wired, networking, identity, "beta")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ours(alpha):
     return alpha.bay("ours", 2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def theirs(beta):
     return beta.bay("theirs", 2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machines(wired, alpha, beta, ours, theirs, image):
     """Containers of two tenants, of each at least one on either host, by name."""
     # in an order that gives each tenant both hosts: the emptier is taken
