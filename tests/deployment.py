@@ -45,6 +45,24 @@ def keystone_authtoken(front=None):
     }  # fmt: skip
 
 
+def on_neutron(**more):
+    """Return (options of all, options by the test bed's name of a host) with which backends work with its Neutron.
+
+    ``more``: further options of ``[neutron]``.
+    """
+    facts = base.facts("keystone")
+    user = facts["users"]["magnum-networks"]
+    options = {
+        "auth_type": "password", "auth_url": facts["url"], "username": "magnum-networks", "password": user["password"],
+        "user_domain_name": user["domain"], "project_name": user["project"], "project_domain_name": user["domain"],
+        "region_name": "RegionOne", **more,
+    }  # fmt: skip
+    hosts = base.facts("neutron")["hosts"]
+    return {"neutron": options}, {
+        name: {"neutron": {"agent_host": name, "ovsdb_connection": known["ovsdb"]}} for name, known in hosts.items()
+    }
+
+
 def ask(port, method, path, headers, body=None):
     """Return (status, headers, decoded body) of an api's answer; of what is no JSON, or a stream, the head alone."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

@@ -121,9 +121,11 @@ def register(conf: cfg.ConfigOpts) -> None:
 
 
 def configured(conf: cfg.ConfigOpts) -> bool:
-    """Return whether the operator says how Neutron is asked."""
-    register(conf)
-    return bool(conf.neutron.auth_type)
+    """Return whether the operator says how Neutron is asked; keystoneauth, which knows the option, is not loaded for it."""
+    probe = cfg.ConfigOpts()
+    probe.register_opt(cfg.StrOpt("auth_type"), group=GROUP)
+    probe(args=[], project="magnum", default_config_files=conf.default_config_files, default_config_dirs=[])
+    return bool(probe.neutron.auth_type)
 
 
 class Client:

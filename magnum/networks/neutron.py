@@ -246,12 +246,12 @@ async def _router(
     return str(made.id)
 
 
-async def remove(client: neutron.Client, deployment: str, bay: str, project: str | None) -> list[str]:
-    """Remove what was made for ``bay``; return a sentence for everything that keeps it.
+async def remove(client: neutron.Client, deployment: str, bay: str, project: str) -> list[str]:
+    """Remove what was made for ``bay`` of ``project``; return a sentence for everything that keeps it.
 
-    ``project``: its owner, None where only the uuid is known. What a tenant put on the network is named, never removed.
+    What a tenant put on the network is named, never removed.
     """
-    ours = {"description": mark(deployment, "bay", bay), **({"project_id": project} if project else {})}
+    ours = {"description": mark(deployment, "bay", bay), "project_id": project}
     left: list[str] = []
     subnets = await client.list(neutron.Subnet, **ours)
     for router in await client.list(neutron.Router, **ours):

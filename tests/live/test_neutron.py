@@ -13,7 +13,7 @@ import time
 import pytest
 
 from testbed import base
-from tests.deployment import Deployment, keystone_authtoken, until
+from tests.deployment import Deployment, keystone_authtoken, on_neutron, until
 from tests.live.conftest import _running, _servers
 
 SERVE = ["sh", "-c", "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"]
@@ -131,18 +131,12 @@ def wired(identity, networking, docker_hosts, tmp_path_factory):
     """A deployment on Neutron: two hosts, tenants known by Keystone."""
     _servers()
     name = f"wired-{base.TAG}"
-    facts, keystone = base.facts("neutron"), base.facts("keystone")
     asked = functools.cache(identity.token)
-    options = {
-        "auth_type": "password", "auth_url": keystone["url"], "username": "magnum-networks",
-        "password": keystone["users"]["magnum-networks"]["password"], "user_domain_name": "Default",
-        "project_name": "service", "project_domain_name": "Default", "region_name": "RegionOne", "check_interval": 1,
-    }  # fmt: skip
+    more, each = on_neutron(check_interval=1)
     found = Deployment(
         name, tmp_path_factory.mktemp("wired"), docker_hosts[:2],
-        {"api": {"auth_strategy": "keystone"}, "keystone_authtoken": keystone_authtoken(), "neutron": options},
-        headers=lambda: {"X-Auth-Token": asked("alpha-admin")},
-        each={host: {"neutron": {"agent_host": host, "ovsdb_connection": known["ovsdb"]}} for host, known in facts["hosts"].items()},
+        {"api": {"auth_strategy": "keystone"}, "keystone_authtoken": keystone_authtoken(), **more},
+        headers=lambda: {"X-Auth-Token": asked("alpha-admin")}, each=each,
     )  # fmt: skip
     found.neutron = networking
     yield from _running(found, identity.secret_words)
@@ -486,6 +480,19 @@ def test_a_network_of_the_tenants_own_is_adopted_and_left(wired, alpha, image):
     assert alpha.neutron("GET", f"/subnets/{subnet['id']}")["subnet"]["name"] == "own"
     assert list(alpha.ports(network_id=network["id"])) == []
     alpha.neutron("DELETE", f"/networks/{network['id']}")
+
+
+def test_a_host_that_leaves_a_bay_takes_nothing_of_its_network(alpha, image):
+    bay = alpha.bay("shrinks", 2)
+    networks = alpha.neutron("GET", "/networks?name=magnum-shrinks")["networks"]
+    patch = [{"op": "replace", "path": "/node_count", "value": 1}]
+    status, changed = alpha.ask("PATCH", f"/v1/bays/{bay['uuid']}?wait=60", patch)
+    assert (status, changed["status"]) == (200, "UPDATE_COMPLETE"), changed
+    assert alpha.neutron("GET", "/networks?name=magnum-shrinks")["networks"] == networks
+    made = alpha.container(bay, "stays", image)
+    alpha.gone("containers", made["uuid"])
+    alpha.gone("bays", bay["uuid"])
+    assert alpha.neutron("GET", "/networks?name=magnum-shrinks")["networks"] == []
 
 
 def test_what_is_deleted_behind_our_back_is_made_again(wired, alpha, ours, machines, image):

@@ -81,10 +81,10 @@ class Bay(base.Driver):
         Containers of the bay have removals of their own; one that is not ours is left alone and named.
         """
         left = await networks.remove(self._client, uuid, self._marks(uuid))
-        if self._wires.bay(uuid) is not None or (item is not None and neutron.is_on(item.spec)):
+        # a host that leaves a bay, or comes back when it is over, has nothing to say of the network that others are on
+        if item is not None and item.deleting and neutron.is_on(item.spec):
             try:
-                project = item.project_id if item is not None else None
-                left += await neutron.remove(self._wires.client, self._conf.deployment, uuid, project)
+                left += await neutron.remove(self._wires.client, self._conf.deployment, uuid, item.project_id)
             except errors.MagnumError as error:
                 left.append(error.detail)
         for volume in await self._client.volumes(self._marks(uuid)):

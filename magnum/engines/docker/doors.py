@@ -77,16 +77,25 @@ class Doors:
         """Have no door of ``item`` here: the port is another host's now, or goes with all that opened it. As ``remove``."""
         if self._wires.record(item.uuid) is None:
             return
-        if not item.spec.external:
-            await self.remove(item.uuid, item)
-            return
-        await self._wires.leave(item.uuid)
-        await self._end(item.uuid)
+        await (self._leave(item.uuid) if item.spec.external else self._drop(item.uuid))
 
     async def remove(self, uuid: str, item: service_objects.Service | None) -> None:
-        """Remove the door of a service wherever it is. Raises neutron.Waits, EngineError."""
-        if self._wires.record(uuid) is None and (item is None or not item.spec.external):
-            return
+        """Remove the door of a service that is deleted, wherever it is, or what this host has of another's.
+
+        ``item`` None: this host has left the bay, or was away when the service went. Raises neutron.Waits, EngineError.
+        """
+        here = self._wires.record(uuid) is not None
+        if item is not None and item.deleting:
+            if here or item.spec.external:
+                await self._drop(uuid)
+        elif here:
+            await self._leave(uuid)
+
+    async def _leave(self, uuid: str) -> None:
+        await self._wires.leave(uuid)
+        await self._end(uuid)
+
+    async def _drop(self, uuid: str) -> None:
         await self._end(uuid)
         await self._wires.remove(uuid)
         await self._wires.unpublish(uuid)

@@ -175,10 +175,10 @@ class Service(base.Driver):
 
     async def enter(self, bay: str, pid: int) -> None:
         """Give a namespace that has joined ``bay`` the rules of all its services, before anything runs there."""
-        found = [i for i in self._of_bay.get(bay, {}).values() if i.spec.virtual_ip and not i.spec.headless]
-        if found:
-            namespace = nftables.Namespace(pid)
-            await namespace.change("".join(services.apply(self._table, MEMBER, None, item) for item in found))
+        async with self._lock:
+            found = [i for i in self._of_bay.get(bay, {}).values() if i.spec.virtual_ip and not i.spec.headless]
+            rules = [services.apply(self._table, MEMBER, None, item) for item in found]
+            await nftables.Namespace(pid).change("".join(rules))
 
     async def _each(self, bay: str | None, what: collections.abc.Callable[[nftables.Namespace], Any]) -> list[Any]:
         """Return what ``what`` gives for each namespace of ``bay`` (None: of all) here; one that ends meanwhile is left out."""
