@@ -11,17 +11,20 @@ is ``networks.services``' business.
 """
 
 import asyncio
+import collections.abc
 import contextlib
 import os
 import re
 import socket
 import struct
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from pyroute2 import netns
 
 from magnum import errors
+
+T = TypeVar("T")
 
 FAMILY = "ip"
 STREAM = socket.SOCK_STREAM
@@ -57,6 +60,28 @@ def engine_process(path: str) -> int:
         raise errors.Unavailable(f"{path} does not answer: {error}") from error
     pid: int = struct.unpack("3i", credentials)[0]
     return pid
+
+
+def inside(pid: int, what: collections.abc.Callable[[], T]) -> T:
+    """Return what ``what`` gives in the network namespace of process ``pid`` (0: this process' own). Raises OSError.
+
+    The calling thread enters and comes back; nothing else runs in it meanwhile.
+    """
+    if not pid:
+        return what()
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        other = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            netns.setns(other)
+            try:
+                return what()
+            finally:
+                netns.setns(own)
+        finally:
+            os.close(other)
+    finally:
+        os.close(own)
 
 
 class Namespace:
@@ -95,21 +120,7 @@ class Namespace:
 
         The calling thread enters, opens it and comes back before anything else runs in it.
         """
-        if not self.pid:
-            return socket.socket(family, kind, protocol)
-        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            other = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                netns.setns(other)
-                try:
-                    return socket.socket(family, kind, protocol)
-                finally:
-                    netns.setns(own)
-            finally:
-                os.close(other)
-        finally:
-            os.close(own)
+        return inside(self.pid, lambda: socket.socket(family, kind, protocol))
 
     async def table(self, name: str) -> Table | None:
         """Return what the table ``name`` holds, None if there is none."""

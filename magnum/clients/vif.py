@@ -22,10 +22,11 @@ from typing import Any, TypeVar
 
 import msgspec
 from oslo_config import cfg
-from pyroute2 import IPRoute, NetlinkError, netns
+from pyroute2 import IPRoute, NetlinkError
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from magnum import errors
+from magnum.clients import nftables
 
 T = TypeVar("T")
 
@@ -55,25 +56,11 @@ def outer(port: str) -> str:
 
 
 def _inside(pid: int, what: collections.abc.Callable[[], T]) -> T:
-    """Return what ``what`` does in the network namespace of process ``pid`` (0: this process' own)."""
-    if not pid:
-        return what()
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    """Return what ``what`` does in the network namespace of process ``pid``. Raises NotFound: the process has ended."""
     try:
-        try:
-            other = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise errors.NotFound(f"process {pid} has ended") from error
-        try:
-            netns.setns(other)
-            try:
-                return what()
-            finally:
-                netns.setns(own)
-        finally:
-            os.close(other)
-    finally:
-        os.close(own)
+        return nftables.inside(pid, what)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise errors.NotFound(f"process {pid} has ended") from error
 
 
 def _plain(name: str) -> None:

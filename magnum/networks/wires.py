@@ -191,26 +191,30 @@ class Wires:
         Nothing is asked of Neutron as long as nothing else is wanted and no port was found to be gone.
         ``networks``, ``groups``: as of ``neutron.ask``. Raises Invalid, QuotaExceeded, Conflict, EngineError, Waits.
         """
-        before, wish = self._records.get(item.uuid), neutron.wish(networks, groups)
-        if before is not None and before.wish == wish and before.wires and item.uuid not in self._gone:
-            return before
+        wish = neutron.wish(networks, groups)
+        if (standing := self._standing(item.uuid, wish)) is not None:
+            return standing
         lock = self._locks.setdefault(item.uuid, asyncio.Lock())
         async with lock:
             # whoever asked at the same time may have done it
-            before = self._records.get(item.uuid)
-            if before is not None and before.wish == wish and before.wires and item.uuid not in self._gone:
-                return before
+            if (standing := self._standing(item.uuid, wish)) is not None:
+                return standing
             self._making.add(item.uuid)
             try:
                 with _waiting():
                     asked = await neutron.ask(self.client, facts, networks, groups)
-                    return await self._ports(item, kind, asked, before, wish)
+                    return await self._ports(item, kind, asked, wish)
             finally:
                 self._making.discard(item.uuid)
 
-    async def _ports(
-        self, item: base.Object, kind: str, asked: list[neutron.Asked], before: Record | None, wish: str
-    ) -> Record:
+    def _standing(self, uuid: str, wish: str) -> Record | None:
+        """Return the record of an object that has all that ``wish`` asks for, None if Neutron is to be asked."""
+        record = self._records.get(uuid)
+        stands = record is not None and record.wish == wish and record.wires and uuid not in self._gone
+        return record if stands else None
+
+    async def _ports(self, item: base.Object, kind: str, asked: list[neutron.Asked], wish: str) -> Record:
+        before = self._records.get(item.uuid)
         known = {wire.interface: wire for wire in before.wires} if before is not None else {}
         there = await self.client.list(api.Port, device_id=item.uuid, project_id=item.project_id)
         there = [p for p in there if neutron.marked(p.description, self._conf.deployment) == (kind, item.uuid)]
@@ -329,6 +333,11 @@ class Wires:
                 if port["status"] == "ACTIVE" and future is not None and not future.done():
                     future.set_result(None)
 
+    def _forget(self, uuid: str) -> None:
+        self._records.pop(uuid, None)
+        self._gone.discard(uuid)
+        self._write("wires", uuid, None)
+
     async def remove(self, uuid: str) -> None:
         """Unplug and delete the ports of an object. Raises Waits: they are still to go."""
         with _waiting():
@@ -347,9 +356,7 @@ class Wires:
         ours = [p.id for p in listed if (neutron.marked(p.description, self._conf.deployment) or ("", ""))[1] == uuid]
         for port in {*ports, *ours}:
             await self.client.delete(api.Port, port)
-        self._records.pop(uuid, None)
-        self._gone.discard(uuid)
-        self._write("wires", uuid, None)
+        self._forget(uuid)
 
     async def leave(self, uuid: str) -> None:
         """Unplug what an object has here and forget it; its ports are another host's now. Raises Waits."""
@@ -358,9 +365,7 @@ class Wires:
             return
         with _waiting():
             await self._switch.unplug(self._engine(), [wire.port for wire in record.wires])
-        self._records.pop(uuid, None)
-        self._gone.discard(uuid)
-        self._write("wires", uuid, None)
+        self._forget(uuid)
 
     # what opens a service
 
