@@ -143,6 +143,11 @@ KUBERNETES_OPTS: list[cfg.Opt] = [
                 "which takes a request as it is."),
     cfg.DictOpt("client_ca_key", default={}, help="cluster:file pairs of those CAs' keys (PEM)."),
     cfg.IntOpt("certificate_days", default=30, min=1, help="Days that a tenant's certificate is good for."),
+    cfg.StrOpt("cni_socket",
+               help="Unix socket at which this backend answers magnum-cni, if its machine is a node whose pods are to be on "
+               "networks of Neutron, such as /run/magnum/cni.sock."),
+    cfg.StrOpt("service_cidr", default="10.96.0.0/12",
+               help="Addresses of the clusters' services (--service-cluster-ip-range of their API servers)."),
     cfg.StrOpt("probe_image", default="registry.k8s.io/pause:3.10",
                help="Image named in the trial of what a cluster refuses of tenants; it is never run."),
 ]  # fmt: skip
@@ -152,6 +157,9 @@ NEUTRON_OPTS: list[cfg.Opt] = [
                help="What Neutron's agent calls this machine, where ports are bound to. By default [DEFAULT] host."),
     cfg.StrOpt("ovsdb_connection", default="unix:/var/run/openvswitch/db.sock",
                help="Database of this machine's Open vSwitch (ovs-vsctl's --db), which interfaces are plugged into."),
+    cfg.StrOpt("network_namespace",
+               help="File of the network namespace that the bridges of this machine's Open vSwitch are in, such as "
+               "/proc/1/ns/net for a backend in a container. By default the Docker Engine's, or the backend's own."),
     cfg.StrOpt("bay_cidr", default="10.244.0.0/24",
                help="Addresses of a bay's own network, the same for all: tenants' networks may overlap."),
     cfg.ListOpt("dns_nameservers", default=[], help="Name servers of bays whose model names none."),

@@ -240,8 +240,11 @@ class Cluster:
     def configure(self) -> None:
         """Write what containerd, the kubelet and the network plugin read."""
         folder = self.folder
-        for each in ("cni", "names"):
+        for each in ("cni", "names", "plugins"):
             (folder / each).mkdir(parents=True, exist_ok=True)
+        for program in pathlib.Path("/usr/lib/cni").iterdir():
+            with contextlib.suppress(FileExistsError):
+                (folder / "plugins" / program.name).symlink_to(program)
         (folder / "cni" / "10-testbed.conflist").write_text(json.dumps({
             "cniVersion": "0.4.0", "name": "testbed", "plugins": [
                 {"type": "bridge", "bridge": "pods0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": {
@@ -261,7 +264,7 @@ state = "/run/containerd/state"
   sandbox_image = "docker.io/library/{images.PAUSE}"
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "{folder}/plugins"
     conf_dir = "{folder}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
@@ -390,6 +393,24 @@ def load(archive: bytes) -> None:
     path.write_bytes(archive)
     base.run(*facts["enter"], "ctr", "-a", RUNTIME, "-n", "k8s.io", "images", "import", str(path))
     path.unlink()
+
+
+def plugin(program: pathlib.Path | None, **options: Any) -> None:
+    """Have pods' networks made by ``program``, with the node's own plugin as its delegate; None: by that again."""
+    folder = pathlib.Path(base.facts(NAME)["folder"])
+    own = json.loads((folder / "cni" / "10-testbed.conflist").read_text())
+    mine = folder / "cni" / "00-another.conflist"
+    if program is None:
+        mine.unlink(missing_ok=True)
+        return
+    link = folder / "plugins" / program.name
+    link.unlink(missing_ok=True)
+    link.symlink_to(program)
+    bridge, *rest = own["plugins"]
+    # the same name: what one of the two made, the other can take away; containerd looks when a file is written to
+    mine.write_text(json.dumps({
+        "cniVersion": "1.0.0", "name": own["name"], "plugins": [{"type": program.name, **options, "delegate": bridge}, *rest],
+    }))  # fmt: skip
 
 
 def kill(name: str) -> None:

@@ -1,6 +1,6 @@
 """Neutron: the real server, and on two hosts of the test bed the real agent with Open vSwitch, tenants' packets in tunnels.
 
-Each of the two hosts (``docker``'s first) has an Open vSwitch of its own, whose
+Each of the two hosts (``docker``'s first), and the node of ``kubernetes`` if that is up, has an Open vSwitch of its own, whose
 packets go through processes (the ``netdev`` datapath), so that no kernel module is
 needed, and the agent with its firewall of connection-tracking flows. Tenants'
 networks are vxlan; what goes from one host to the other crosses a tunnel over the
@@ -25,7 +25,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from testbed import base, docker, environments, keystone, mariadb, rabbitmq
+from testbed import base, docker, environments, keystone, kubernetes, mariadb, rabbitmq
 
 NAME = "neutron"
 NEEDS = ("docker", "keystone", "mariadb", "rabbitmq")
@@ -215,18 +215,24 @@ def _switch(host: dict[str, Any]) -> pathlib.Path:
     return _folder() / host["name"]
 
 
-def _link(name: str) -> str:
-    """Return the name of the outer end of a host's way to the others' tunnels."""
-    return f"{docker.BRIDGE}t{name.removeprefix('host')}"
+def _link(number: int) -> str:
+    """Return the name of the outer end of a machine's way to the others' tunnels."""
+    return f"{docker.BRIDGE}t{number}"
 
 
 def _vsctl(host: dict[str, Any], *words: str, check: bool = True) -> str:
     return base.run("ovs-vsctl", f"--db=unix:{_switch(host)}/db.sock", "--timeout=10", *words, check=check).stdout
 
 
-def _host(host: dict[str, Any], first: bool) -> dict[str, str]:
-    """Have a host's switch and agents up and return its facts. Raises Failed."""
+def _host(host: dict[str, Any], number: int, before: dict[str, Any]) -> dict[str, str]:
+    """Have the switch and agents of machine ``number`` (from 1) up and return its facts. Raises Failed.
+
+    ``before``: its facts of last time. What served a machine of the same name that has gone is ended.
+    """
+    first = number == 1
     name, enter, folder = host["name"], host["enter"], _switch(host)
+    if before.get("enter", enter) != enter:
+        _end(name)
     folder.mkdir(parents=True, exist_ok=True)
     of_it = {"OVS_RUNDIR": str(folder), "OVS_DBDIR": str(folder), "OVS_LOGDIR": str(folder)}
     if base.pid(f"{NAME}-{name}-ovsdb") is None:
@@ -255,8 +261,8 @@ def _host(host: dict[str, Any], first: bool) -> dict[str, str]:
             [*enter, "ovs-vswitchd", f"unix:{folder}/db.sock", "--disable-system", f"--unixctl={folder}/switch.ctl"],
             folder / "switch.log", of_it,
         )  # fmt: skip
-    address = f"{TUNNELS}.{name.removeprefix('host')}"
-    link = _link(name)
+    address = f"{TUNNELS}.{number}"
+    link = _link(number)
     if base.run(*enter, "ip", "link", "show", "underlay", check=False).returncode:
         base.run("ip", "link", "delete", link, check=False)
         base.run(
@@ -286,7 +292,7 @@ def _host(host: dict[str, Any], first: bool) -> dict[str, str]:
             base.start(f"{NAME}-{name}-{daemon}", argv, log, of_it | _environment())
             base.wait(lambda log=log, word=word: word in log.read_text(errors="replace"), f"{name}'s {program}", 90, log,
                       f"{NAME}-{name}-{daemon}")  # fmt: skip
-    return {"ovsdb": f"unix:{folder}/db.sock"}
+    return {"ovsdb": f"unix:{folder}/db.sock", "enter": enter}
 
 
 def request(method: str, path: str, body: Any = None, *, user: str = "magnum-networks") -> Any:
@@ -321,7 +327,7 @@ def _seed() -> None:
 
 
 def up(hosts: int = 0) -> None:
-    """Have Neutron up on the first two hosts, and whatever it needs. Raises Failed."""
+    """Have Neutron up on the first two hosts and the cluster's node, if there is one, and whatever it needs. Raises Failed."""
     for name in NEEDS:
         if (name == "docker" and len(_engines()) < HOSTS) or _part(name).status() != "up":
             _part(name).up(HOSTS)
@@ -337,12 +343,22 @@ def up(hosts: int = 0) -> None:
     start()
     keystone.enlist("network", NAME, found["url"])
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        engines = _engines()[:HOSTS]
-        facts = list(pool.map(_host, engines, [True, *[False] * (HOSTS - 1)]))
+        machines = [*_engines()[:HOSTS], *_nodes()]
+        known = found["hosts"]
+        facts = list(pool.map(_host, machines, range(1, 9), [known.get(m["name"], {}) for m in machines]))
     _seed()
     base.write_facts(
-        NAME, {**found, "hosts": {e["name"]: f for e, f in zip(engines, facts, strict=True)}, "whole": True}
+        NAME, {**found, "hosts": {m["name"]: f for m, f in zip(machines, facts, strict=True)}, "whole": True}
     )
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """Return the cluster's node as ``docker`` tells of a host, if it is up."""
+    if kubernetes.status() != "up":
+        return []
+    facts = base.facts("kubernetes")
+    # of its namespaces the network alone: what runs there is to be seen, and ended, from here
+    return [{"name": facts["node"], "enter": ["nsenter", f"--target={facts['inner']}", "--net", "--"]}]
 
 
 def _engines() -> list[dict[str, Any]]:
@@ -355,7 +371,16 @@ def _engines() -> list[dict[str, Any]]:
 def down() -> None:
     """End the server, the agents, what they started, and the switches; drop the data."""
     stop()
-    names = sorted(path.name for path in (base.FOLDER / "pids").glob(f"{NAME}-*"))
+    _end()
+    _end_inmates()
+    for number in range(1, HOSTS + 2):
+        base.run("ip", "link", "delete", _link(number), check=False)
+    base.drop(NAME)
+
+
+def _end(host: str = "") -> None:
+    """End the agents and the switch of a machine, of all by default."""
+    names = sorted(path.name for path in (base.FOLDER / "pids").glob(f"{NAME}-{host or '*'}*"))
     # an agent that has failed takes no SIGTERM
     for name in sorted(names, key=lambda n: n.endswith(("-ovsdb", "-switch"))):
         if name.endswith("-switch"):
@@ -369,10 +394,6 @@ def down() -> None:
             0 if not name.endswith("-switch") else 10,
             signal.SIGKILL if not name.endswith("-switch") else signal.SIGTERM,
         )
-    _end_inmates()
-    for number in range(1, HOSTS + 1):
-        base.run("ip", "link", "delete", _link(f"host{number}"), check=False)
-    base.drop(NAME)
 
 
 def _end_inmates() -> None:

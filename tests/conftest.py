@@ -66,3 +66,11 @@ def kubernetes_cluster() -> dict:
     with base.lock(base.FOLDER / "lock"):
         kubernetes.up()
     return base.facts("kubernetes")
+
+
+@pytest.fixture(scope="session")
+def networking_node(networking, kubernetes_cluster):
+    """As ``networking``, with an agent on the cluster's node, too."""
+    with base.lock(base.FOLDER / "lock"):
+        networking.up()
+    return networking

@@ -58,9 +58,15 @@ def on_neutron(**more):
         "region_name": "RegionOne", **more,
     }  # fmt: skip
     hosts = base.facts("neutron")["hosts"]
-    return {"neutron": options}, {
+    each = {
         name: {"neutron": {"agent_host": name, "ovsdb_connection": known["ovsdb"]}} for name, known in hosts.items()
     }
+    with contextlib.suppress(base.Failed):
+        cluster = base.facts("kubernetes")
+        # a backend of the node is there; this one is not
+        each[cluster["node"]]["neutron"]["network_namespace"] = f"/proc/{cluster['inner']}/ns/net"
+        each[cluster["node"]]["kubernetes"] = {"service_cidr": cluster["services"]}
+    return {"neutron": options}, each
 
 
 def ask(port, method, path, headers, body=None):
@@ -89,7 +95,8 @@ class Deployment:
 
         ``each``: the test bed's name of a host → options of its backend, likewise.
 
-        ``keepers``: backends that have the test bed's cluster and no engine of their own.
+        ``keepers``: backends that have the test bed's cluster and no engine of their own. The first is the
+        backend of the cluster's node, with the options of that.
         """
         self.name = name
         self.headers = headers
@@ -121,11 +128,14 @@ class Deployment:
             self._write(f"{host_name}.conf", more)
         for keeper in self.keepers:
             facts = base.facts("kubernetes")
-            self._write(f"{keeper}.conf", {
+            options = {
                 "DEFAULT": {"host": keeper, "state_dir": folder / keeper}, "backend": {"engines": "kubernetes"},
                 "kubernetes": {"clusters": f"main:{facts['kubeconfig']}", "client_ca": f"main:{facts['tenants_ca']}",
                                "client_ca_key": f"main:{facts['tenants_ca_key']}"},
-            })  # fmt: skip
+            }  # fmt: skip
+            for group, more in (each or {}).get(facts["node"], {}).items() if keeper == self.keepers[0] else ():
+                options.setdefault(group, {}).update(more)
+            self._write(f"{keeper}.conf", options)
         done = self.manage("db", "upgrade")
         assert done.returncode == 0, done.stderr
 

@@ -35,6 +35,7 @@ WATCH_SECONDS = 240
 SILENCE_SECONDS = 270.0
 """After which a watch that says nothing, not even a bookmark or its end, is given up."""
 APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
 CHANNELS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 """Protocols of exec and attach; the first can tell the end of the input."""
 CLOSE = 255
@@ -69,6 +70,7 @@ class Meta(_Reply):
     generation: int = 0
     deletion_timestamp: str | None = None
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
     finalizers: list[str] = []
     owner_references: list[Owner] = []
     managed_fields: list[Managed] = []
@@ -237,6 +239,13 @@ class Client:
         return await self.request(
             "PATCH", path, body=body, headers={"Content-Type": APPLY},
             params={"fieldManager": MANAGER, "force": "true"},
+        )  # fmt: skip
+
+    async def annotate(self, path: str, annotations: dict[str, str], uid: str) -> Object:
+        """Set annotations of that very object, beside what ``apply`` sets; return it. Raises Conflict: another has the name."""
+        return await self.request(
+            "PATCH", path, body={"metadata": {"annotations": annotations, "uid": uid}}, headers={"Content-Type": MERGE},
+            params={"fieldManager": f"{MANAGER}-node"},
         )  # fmt: skip
 
     async def delete(self, path: str, *, uid: str | None = None, propagation: str = "Background") -> None:

@@ -62,16 +62,25 @@ def engine_process(path: str) -> int:
     return pid
 
 
-def inside(pid: int, what: collections.abc.Callable[[], T]) -> T:
-    """Return what ``what`` gives in the network namespace of process ``pid`` (0: this process' own). Raises OSError.
+Where = int | str
+"""A network namespace: the id of a process in it (0: this process' own), or the path of its file."""
+
+
+def path(where: Where) -> str:
+    """Return the file that a network namespace is entered by."""
+    return where if isinstance(where, str) else f"/proc/{where or os.getpid()}/ns/net"
+
+
+def inside(where: Where, what: collections.abc.Callable[[], T]) -> T:
+    """Return what ``what`` gives in a network namespace. Raises OSError.
 
     The calling thread enters and comes back; nothing else runs in it meanwhile.
     """
-    if not pid:
+    if not where:
         return what()
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        other = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        other = os.open(path(where), os.O_RDONLY | os.O_CLOEXEC)
         try:
             netns.setns(other)
             try:
@@ -85,10 +94,10 @@ def inside(pid: int, what: collections.abc.Callable[[], T]) -> T:
 
 
 class Namespace:
-    """The network namespace of process ``pid``. Nothing here keeps two changes of one table apart: the caller does."""
+    """A network namespace. Nothing here keeps two changes of one table apart: the caller does."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, where: Where) -> None:
+        self.where = where
 
     async def run(self, *command: str, text: str = "", allowed: tuple[int, ...] = (0,)) -> str:
         """Return what ``command`` prints when run in the namespace with ``text`` as its input.
@@ -97,7 +106,7 @@ class Namespace:
         """
         try:
             process = await asyncio.create_subprocess_exec(
-                "nsenter", f"--net=/proc/{self.pid}/ns/net", "--", *command,
+                "nsenter", f"--net={path(self.where)}", "--", *command,
                 # without input there is no pipe that may be closed before it is written to
                 stdin=asyncio.subprocess.PIPE if text else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -116,11 +125,11 @@ class Namespace:
         return out.decode(errors="replace")
 
     def socket(self, family: int, kind: int = STREAM, protocol: int = 0) -> socket.socket:
-        """Return a new socket that lives in the namespace (``pid`` 0: in this process' own). Raises OSError.
+        """Return a new socket that lives in the namespace. Raises OSError.
 
         The calling thread enters, opens it and comes back before anything else runs in it.
         """
-        return inside(self.pid, lambda: socket.socket(family, kind, protocol))
+        return inside(self.where, lambda: socket.socket(family, kind, protocol))
 
     async def table(self, name: str) -> Table | None:
         """Return what the table ``name`` holds, None if there is none."""

@@ -55,12 +55,12 @@ def outer(port: str) -> str:
     return f"tap{port[:11]}"
 
 
-def _inside(pid: int, what: collections.abc.Callable[[], T]) -> T:
-    """Return what ``what`` does in the network namespace of process ``pid``. Raises NotFound: the process has ended."""
+def _inside(where: nftables.Where, what: collections.abc.Callable[[], T]) -> T:
+    """Return what ``what`` does in a network namespace. Raises NotFound: its process has ended."""
     try:
-        return nftables.inside(pid, what)
+        return nftables.inside(where, what)
     except (FileNotFoundError, ProcessLookupError) as error:
-        raise errors.NotFound(f"process {pid} has ended") from error
+        raise errors.NotFound(f"the network namespace of {where} has gone") from error
 
 
 def _plain(name: str) -> None:
@@ -77,7 +77,7 @@ def _plain(name: str) -> None:
 
 
 class Switch:
-    """The Open vSwitch of this machine. ``pid``: a process in the network namespace that its bridges are in."""
+    """The Open vSwitch of this machine. ``bridges``: the network namespace that its bridges are in."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._database = conf.neutron.ovsdb_connection
@@ -108,15 +108,17 @@ class Switch:
             self._datapath[bridge] = (await self._vsctl("get", "Bridge", bridge, "datapath_type")).strip().strip('"')
         return self._datapath[bridge] == "netdev"
 
-    async def plug(self, pid: int, inside: int, wanted: Interface, deployment: str, uuid: str) -> None:
-        """Have ``wanted`` in the namespace of process ``inside``, its other end on the bridge in that of ``pid``.
+    async def plug(
+        self, bridges: nftables.Where, inside: nftables.Where, wanted: Interface, deployment: str, uuid: str
+    ) -> None:
+        """Have ``wanted`` in the namespace ``inside``, its other end on its bridge.
 
-        Raises NotFound (a process has ended), EngineError, Unavailable (Open vSwitch).
+        Raises NotFound (a namespace has gone), EngineError, Unavailable (Open vSwitch).
         """
         soft = await self._soft(wanted.bridge)
         # one of before, in a namespace that has gone: the agent is to see another, with flows of its own
         await self._vsctl("--if-exists", "del-port", outer(wanted.port))
-        await asyncio.to_thread(_veth, pid, inside, wanted, soft)
+        await asyncio.to_thread(_veth, bridges, inside, wanted, soft)
         name = outer(wanted.port)
         ids = {"iface-id": wanted.port, "iface-status": "active", "attached-mac": wanted.mac, MARK: deployment,
                "magnum-uuid": uuid}  # fmt: skip
@@ -125,7 +127,7 @@ class Switch:
             f"mtu_request={wanted.mtu}", *(f'external_ids:{key}="{value}"' for key, value in ids.items()),
         )  # fmt: skip
 
-    async def unplug(self, pid: int, ports: list[str]) -> None:
+    async def unplug(self, bridges: nftables.Where, ports: list[str]) -> None:
         """Undo ``plug`` for all of ``ports``; no error if there is nothing."""
         if not ports:
             return
@@ -134,7 +136,7 @@ class Switch:
             words += [*(["--"] if words else []), "--if-exists", "del-port", outer(port)]
         await self._vsctl(*words)
         with contextlib.suppress(errors.NotFound):
-            await asyncio.to_thread(_delete, pid, [outer(port) for port in ports])
+            await asyncio.to_thread(_delete, bridges, [outer(port) for port in ports])
 
     async def plugged(self, deployment: str) -> dict[str, str]:
         """Return port → the object's uuid of every interface that ``deployment`` has on this host."""
@@ -148,11 +150,34 @@ class Switch:
         return found
 
 
+def missing(where: nftables.Where, wanted: Interface) -> str | None:
+    """Return what an interface lacks in the namespace ``where``, in a few words; None if it is as ``plug`` left it.
+
+    Blocks. Raises NotFound: the namespace has gone.
+    """
+
+    def look() -> str | None:
+        with IPRoute() as ip:
+            found = ip.link_lookup(ifname=wanted.name)
+            if not found:
+                return f"there is no {wanted.name}"
+            (link,) = ip.link("get", index=found[0])
+            if link.get("address") != wanted.mac:
+                return f"{wanted.name} has not the address {wanted.mac}"
+            if link["state"] != "up":
+                return f"{wanted.name} is down"
+            there = {f"{a.get('address')}/{a['prefixlen']}" for a in ip.get_addr(index=found[0])}
+            lost = [address for address in wanted.addresses if address not in there]
+            return f"{wanted.name} has not the address {lost[0]}" if lost else None
+
+    return _inside(where, look)
+
+
 def _refused(error: NetlinkError, what: str) -> errors.EngineError:
     return errors.EngineError(f"{what}: {os.strerror(error.code) if error.code > 0 else error}")
 
 
-def _veth(pid: int, inside: int, wanted: Interface, soft: bool) -> None:
+def _veth(bridges: nftables.Where, inside: nftables.Where, wanted: Interface, soft: bool) -> None:
     name = outer(wanted.port)
 
     def there() -> bool:
@@ -166,7 +191,7 @@ def _veth(pid: int, inside: int, wanted: Interface, soft: bool) -> None:
                 ip.link("del", index=index)
             ip.link(
                 "add", ifname=name, kind="veth", mtu=wanted.mtu,
-                peer={"ifname": wanted.name, "address": wanted.mac, "mtu": wanted.mtu, "net_ns_pid": inside},
+                peer={"ifname": wanted.name, "address": wanted.mac, "mtu": wanted.mtu, "net_ns_fd": peers},
             )  # fmt: skip
             if soft:
                 _plain(name)
@@ -195,10 +220,17 @@ def _veth(pid: int, inside: int, wanted: Interface, soft: bool) -> None:
                 ip.link("del", index=index)
 
     try:
-        if _inside(inside, there):
-            _inside(inside, clear)
-        _inside(pid, outside)
-        _inside(inside, within)
+        try:
+            peers = os.open(nftables.path(inside), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise errors.NotFound(f"the network namespace of {inside} has gone") from error
+        try:
+            if _inside(inside, there):
+                _inside(inside, clear)
+            _inside(bridges, outside)
+            _inside(inside, within)
+        finally:
+            os.close(peers)
     except NetlinkError as error:
         raise _refused(error, f"interface {wanted.name} of port {wanted.port}") from error
     except OSError as error:
@@ -214,7 +246,7 @@ def _route(ip: Any, destination: str, index: int, way: dict[str, Any]) -> None:
         raise FileExistsError from error
 
 
-def _delete(pid: int, names: list[str]) -> None:
+def _delete(bridges: nftables.Where, names: list[str]) -> None:
     def work() -> None:
         with IPRoute() as ip:
             for name in names:
@@ -222,4 +254,4 @@ def _delete(pid: int, names: list[str]) -> None:
                     with contextlib.suppress(NetlinkError):
                         ip.link("del", index=index)
 
-    _inside(pid, work)
+    _inside(bridges, work)

@@ -47,6 +47,14 @@ def nodes(spec: bay.BaySpec) -> int:
     return 1 if spec.engine == "kubernetes" else spec.node_count
 
 
+NO_NETWORKS = "does not work with Neutron"
+
+
+def networks(machine: hosts.Host, spec: bay.BaySpec) -> bool:
+    """Return whether a host can have the network of a bay."""
+    return spec.network_driver != bay_model.NEUTRON or bay_model.NEUTRON in machine.facts.networks
+
+
 async def members(tx: store.Transaction, spec: bay.BaySpec) -> list[str]:
     """Return the hosts of a bay: those that it has, and further ones up to what it needs. Raises NoHostFits."""
     wanted, chosen = nodes(spec), list(spec.members)
@@ -58,12 +66,8 @@ async def members(tx: store.Transaction, spec: bay.BaySpec) -> list[str]:
         if machine.name in chosen:
             continue
         reason = why_not(machine, spec.engine, labels(spec))
-        if (
-            reason is None
-            and spec.network_driver == bay_model.NEUTRON
-            and bay_model.NEUTRON not in machine.facts.networks
-        ):
-            reason = "does not work with Neutron"
+        if reason is None and not networks(machine, spec):
+            reason = NO_NETWORKS
         if reason is None:
             found.append(machine.name)
         else:

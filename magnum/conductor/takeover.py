@@ -25,13 +25,17 @@ LABEL = "cluster"
 """A bay's label that names the cluster which it is to be a slice of."""
 
 
-def _has(machine: hosts.Host, cluster: str | None) -> bool:
-    return machine.status == "up" and not machine.disabled and cluster in machine.facts.clusters
+def _has(machine: hosts.Host, spec: bay.BaySpec) -> bool:
+    return machine.status == "up" and not machine.disabled and _serves(machine, spec)
 
 
-def _keeps(machine: hosts.Host | None, cluster: str) -> bool:
+def _serves(machine: hosts.Host, spec: bay.BaySpec) -> bool:
+    return spec.cluster in machine.facts.clusters and scheduler.networks(machine, spec)
+
+
+def _keeps(machine: hosts.Host | None, spec: bay.BaySpec) -> bool:
     """Return whether a host goes on with what it keeps in a cluster: one that is disabled does."""
-    return machine is not None and machine.status != "down" and cluster in machine.facts.clusters
+    return machine is not None and machine.status != "down" and _serves(machine, spec)
 
 
 def _counts(records: list[store.Record]) -> tuple[dict[str, int], dict[str, int]]:
@@ -56,6 +60,8 @@ async def choose(tx: store.Transaction, spec: bay.BaySpec) -> tuple[str, list[st
     fits: list[tuple[int, int, str, str]] = []
     for machine in machines:
         reason = scheduler.why_not(machine, "kubernetes", scheduler.labels(spec))
+        if reason is None and not scheduler.networks(machine, spec):
+            reason = scheduler.NO_NETWORKS
         if reason is None and wanted is not None and wanted not in machine.facts.clusters:
             reason = f"has no cluster {wanted!r} that answers"
         if reason is None:
@@ -91,16 +97,20 @@ async def sweep(db: store.Store) -> None:
     async def look(tx: store.Transaction) -> list[tuple[str, str]]:
         machines = {machine.name: machine for machine in await tx.hosts()}
         everything = {name for machine in machines.values() for name in machine.facts.clusters}
-        if not everything or all(everything <= set(m.facts.clusters) and m.status != "down" for m in machines.values()):
+        drivers = {name for machine in machines.values() for name in machine.facts.networks}
+        if not everything or all(
+            m.status != "down" and everything <= set(m.facts.clusters) and drivers <= set(m.facts.networks)
+            for m in machines.values()
+        ):
             return []
         records = await tx.records(objects.KINDS["bay"])
         _, kept = _counts(records)
         found = []
         for record in records:
             spec = record.item.spec
-            if spec.cluster is None or any(_keeps(machines.get(name), spec.cluster) for name in spec.members):
+            if spec.cluster is None or any(_keeps(machines.get(name), spec) for name in spec.members):
                 continue
-            others = [name for name, machine in machines.items() if _has(machine, spec.cluster)]
+            others = [name for name, machine in machines.items() if _has(machine, spec)]
             if others:
                 name = min(others, key=lambda each: (kept.get(each, 0), each))
                 kept[name] = kept.get(name, 0) + 1

@@ -9,7 +9,7 @@ lost: ports are found again by their device and mark, interfaces by Open vSwitch
 its object, which is then made anew with the same addresses; a port with our mark on
 this host that no object has any more is removed; an interface likewise.
 
-Who calls: ``engines.docker`` and ``backend.cni``.
+Who calls: ``engines.docker`` and ``engines.kubernetes``, of which each has its own on a machine.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from oslo_config import cfg
 
 from magnum import errors
 from magnum.clients import neutron as api
-from magnum.clients import vif
+from magnum.clients import nftables, vif
 from magnum.networks import neutron
 from magnum.objects import base, service
 
@@ -61,7 +61,10 @@ class Published(msgspec.Struct, kw_only=True):
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """The wires of an object. ``published``: of a service's door alone. ``pid``, ``space``: a process of the namespace they are in, and its inode; 0: not plugged."""
+    """The wires of an object. ``published``: of a service's door alone.
+
+    ``space``: the inode of the namespace that they are in, 0: not plugged; ``pid``: a process there, 0: none is known.
+    """
 
     kind: str
     uuid: str
@@ -71,6 +74,8 @@ class Record(msgspec.Struct, kw_only=True):
     space: int = 0
     tag: str = ""
     """What the engine calls this stand of the namespace; another one is plugged anew."""
+    stale: bool = False
+    """Whether its ports are others than those that were plugged."""
     wish: str = ""
     """What the owner asked for, as ``neutron.wish`` has it."""
     published: Published | None = None
@@ -80,13 +85,36 @@ class Record(msgspec.Struct, kw_only=True):
         """Whether the namespace is still the one that was plugged."""
         return bool(self.pid) and self.space == space(self.pid)
 
+    def stands(self, tag: str) -> bool:
+        """Return whether its ports are plugged into the stand of the namespace that is called ``tag``."""
+        return self.tag == tag and not self.stale and self.alive
 
-def space(pid: int) -> int:
-    """Return the inode of a process' network namespace, 0 if it has ended."""
+
+def shown(record: Record | None) -> dict[str, Any]:
+    """Return what an object's state shows of its wires: addresses by network, and security groups."""
+    found: dict[str, list[str]] = {}
+    groups: list[str] = []
+    for wire in record.wires if record is not None else []:
+        found.setdefault(wire.network_name, []).extend(wire.addresses)
+        groups += [group for group in wire.groups if group not in groups]
+    return {"addresses": found, "security_groups": groups}
+
+
+def space(where: nftables.Where) -> int:
+    """Return the inode of a network namespace, 0 if it has gone."""
     try:
-        return os.stat(f"/proc/{pid}/ns/net").st_ino
+        return os.stat(nftables.path(where)).st_ino
     except OSError:
         return 0
+
+
+def processes() -> dict[int, int]:
+    """Return inode → a process, of every network namespace that has one which is seen from here."""
+    found: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and (inode := space(int(name))):
+            found.setdefault(inode, int(name))
+    return found
 
 
 @contextlib.contextmanager
@@ -99,12 +127,21 @@ def _waiting() -> collections.abc.Iterator[None]:
 
 
 class Wires:
-    """``engine``: returns the id of a process in the namespace of the host's bridges."""
+    """``engine``: returns the network namespace of the host's bridges, unless the operator names it.
 
-    def __init__(self, conf: cfg.ConfigOpts, engine: collections.abc.Callable[[], int]) -> None:
+    ``kinds`` are those of its objects, ``part`` a word for what else tells them from another's on this machine.
+    """
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, engine: collections.abc.Callable[[], nftables.Where],
+        kinds: tuple[str, ...] = ("container", "pod", "service"), part: str = "",
+    ) -> None:  # fmt: skip
         self._conf = conf
-        self._engine = engine
-        self._folder = pathlib.Path(conf.state_dir).absolute() / "neutron"
+        self._engine = (lambda: conf.neutron.network_namespace) if conf.neutron.network_namespace else engine
+        self._kinds = kinds
+        self._owner = f"{conf.deployment}/{part}" if part else conf.deployment
+        """Whose interfaces are, in Open vSwitch."""
+        self._folder = pathlib.Path(conf.state_dir).absolute() / ("-".join(["neutron", part]) if part else "neutron")
         self.configured = api.configured(conf)
         self._client: api.Client | None = None
         self._switch = vif.Switch(conf)
@@ -168,6 +205,31 @@ class Wires:
 
     def record(self, uuid: str) -> Record | None:
         return self._records.get(uuid)
+
+    def records(self) -> list[Record]:
+        return list(self._records.values())
+
+    async def locate(self) -> None:
+        """Find a process in the namespace of each record that knows none, or one that has ended."""
+        lost = [record for record in self._records.values() if record.space and not record.alive]
+        there = await asyncio.to_thread(processes) if lost else {}
+        for record in lost:
+            pid = there.get(record.space)
+            # the number of one that has gone is soon another's
+            if pid and await self.lacks(record, pid) is None and self._records.get(record.uuid) is record:
+                record.pid = pid
+                self._keep(record)
+
+    async def lacks(self, record: Record, where: nftables.Where) -> str | None:
+        """Return what the namespace ``where`` lacks of a record's interfaces, in a few words; None if all are there."""
+        try:
+            for wire in record.wires:
+                words = await asyncio.to_thread(vif.missing, where, wire.shape)
+                if words is not None:
+                    return words
+        except (errors.NotFound, OSError):
+            return "its network namespace has gone"
+        return None
 
     def members(self, bay: str | None) -> list[Record]:
         """Return the records of a bay's (None: of all) workloads whose namespaces stand."""
@@ -239,9 +301,10 @@ class Wires:
         gone = [wire.port for wire in known.values() if wire.port not in kept]
         await self._switch.unplug(self._engine(), gone)
         record = Record(kind=kind, uuid=item.uuid, bay=item.bay_uuid or "", wires=wires, wish=wish)
-        if before is not None and not gone and len(known) == len(wires):
+        if before is not None:
             record.pid, record.space, record.tag = before.pid, before.space, before.tag
-        record.published = before.published if before is not None else None
+            record.stale = before.stale or bool(gone) or len(known) != len(wires)
+            record.published = before.published
         self._keep(record)
         self._gone.discard(item.uuid)
         return record
@@ -272,25 +335,25 @@ class Wires:
             )  # fmt: skip
         return port
 
-    async def plug(self, record: Record, pid: int, tag: str, services: str) -> None:
-        """Have the ports of ``record`` in the namespace of process ``pid``, ACTIVE. ``tag`` as in ``Record``.
+    async def plug(self, record: Record, where: nftables.Where, tag: str, services: str) -> None:
+        """Have the ports of ``record`` in the namespace ``where``, ACTIVE. ``tag`` as in ``Record``.
 
         ``services``: the CIDR of virtual addresses, which have a route so that they are looked at at all. Raises
-        EngineError, Waits (the process has ended, Open vSwitch is away, the agent does not make it in time).
+        EngineError, Waits (the namespace has gone, Open vSwitch is away, the agent does not make it in time).
         """
-        if not record.wires or (record.tag == tag and record.alive):
+        if not record.wires or record.stands(tag):
             return
         first = record.wires[0].shape
         if (services, None) not in first.routes:
             first.routes.append((services, None))
         with _waiting():
-            await self._plug(record, pid, tag)
+            await self._plug(record, where, tag)
 
-    async def _plug(self, record: Record, pid: int, tag: str) -> None:
+    async def _plug(self, record: Record, where: nftables.Where, tag: str) -> None:
         waits = [self._becomes_active(wire.port) for wire in record.wires]
         try:
             for wire in record.wires:
-                await self._switch.plug(self._engine(), pid, wire.shape, self._conf.deployment, record.uuid)
+                await self._switch.plug(self._engine(), where, wire.shape, self._owner, record.uuid)
             seconds = self._conf.neutron.active_timeout
             try:
                 async with asyncio.timeout(seconds):
@@ -304,7 +367,8 @@ class Wires:
             for wire, wait in zip(record.wires, waits, strict=True):
                 wait.cancel()
                 self._active.pop(wire.port, None)
-        record.pid, record.space, record.tag = pid, space(pid), tag
+        record.pid, record.space, record.tag = where if isinstance(where, int) else 0, space(where), tag
+        record.stale = False
         self._keep(record)
 
     def _becomes_active(self, port: str) -> asyncio.Future[None]:
@@ -349,7 +413,7 @@ class Wires:
             return
         ports = [wire.port for wire in record.wires] if record is not None else []
         if not ports:
-            plugged = await self._switch.plugged(self._conf.deployment)
+            plugged = await self._switch.plugged(self._owner)
             ports = [port for port, owner in plugged.items() if owner == uuid]
         await self._switch.unplug(self._engine(), ports)
         listed = await self.client.list(api.Port, device_id=uuid)
@@ -357,6 +421,16 @@ class Wires:
         for port in {*ports, *ours}:
             await self.client.delete(api.Port, port)
         self._forget(uuid)
+
+    async def unplug(self, uuid: str) -> None:
+        """Unplug what an object has here, its ports still to go: ``remove`` does that. Raises Waits (Open vSwitch)."""
+        record = self._records.get(uuid)
+        if record is None:
+            return
+        with _waiting():
+            await self._switch.unplug(self._engine(), [wire.port for wire in record.wires])
+        record.pid, record.space, record.tag, record.stale = 0, 0, "", False
+        self._keep(record)
 
     async def leave(self, uuid: str) -> None:
         """Unplug what an object has here and forget it; its ports are another host's now. Raises Waits."""
@@ -400,7 +474,7 @@ class Wires:
             return []
         found = await self.client.list(
             api.Port, binding__host_id=neutron.agent_host(self._conf),
-            device_owner=[f"{OWNER}{kind}" for kind in ("container", "pod", "service")],
+            device_owner=[f"{OWNER}{kind}" for kind in self._kinds],
         )  # fmt: skip
         there = {port.id: port for port in found}
         news: list[tuple[str, str]] = []
@@ -428,7 +502,7 @@ class Wires:
                     await self._switch.unplug(self._engine(), [port.id])
                     await self.client.delete(api.Port, port.id)
         if self._records or suspects or self._suspects or self._bays:
-            for ident, uuid in (await self._switch.plugged(self._conf.deployment)).items():
+            for ident, uuid in (await self._switch.plugged(self._owner)).items():
                 if ident not in there and not self._has(uuid) and not wanted(uuid):
                     suspects.add(ident)
                     if ident in self._suspects:

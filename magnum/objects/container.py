@@ -303,14 +303,11 @@ def check_in(spec: ContainerSpec, where: bay.BaySpec) -> None:
 
 def refuse_networks(spec: Any, where: bay.BaySpec) -> None:
     """Raise Invalid if ``spec`` names networks or groups of Neutron's in a bay that has none."""
-    if where.network_driver == bay_model.NEUTRON and where.engine == "docker":
+    if where.network_driver == bay_model.NEUTRON:
         return
-    why = (
-        "the bay is not on Neutron" if where.network_driver != bay_model.NEUTRON else "not supported on Kubernetes bays"
-    )
     for name in ("networks", "security_groups"):
         if getattr(spec, name):
-            raise errors.Invalid(why, field=name)
+            raise errors.Invalid("the bay is not on Neutron", field=name)
 
 
 UNSUPPORTED = ("memory_swap", "pids", "stop_signal", "devices")

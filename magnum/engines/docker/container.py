@@ -27,7 +27,7 @@ from magnum.clients import docker as client_docker
 from magnum.engines import base
 from magnum.engines.docker import images, streams, wiring
 from magnum.networks import docker as networks
-from magnum.networks import names, neutron
+from magnum.networks import names, neutron, wires
 from magnum.objects import container as containers
 
 FIRST_RETRY = 5.0
@@ -362,7 +362,7 @@ class Container(base.Driver):
         """Return what shows, with what the engine does not know: the addresses that Neutron gave."""
         found = outcome(item, seen)
         if self._facts(item) is not None:
-            found.state |= wiring.state(self._wired.wires.record(item.uuid))
+            found.state |= wires.shown(self._wired.wires.record(item.uuid))
         return found
 
     def _shown(

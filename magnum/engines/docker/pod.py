@@ -30,7 +30,7 @@ from magnum.engines import base
 from magnum.engines.docker import images, pod_bodies, pod_status, probes, streams, wiring
 from magnum.engines.docker.pod_status import ALIVE, Live, Seen, Waiting
 from magnum.networks import docker as networks
-from magnum.networks import names, neutron
+from magnum.networks import names, neutron, wires
 from magnum.objects import base as objects
 from magnum.objects import manifest, pod
 
@@ -455,7 +455,7 @@ class Pod(base.Driver):
         state = pod_status.state(item, found, seen, live, waiting, pod_ip=pod_ip, host_ip=host_ip, now=now)
         reason = pod_status.reason(found, seen, live, waiting)
         if wired:
-            state["security_groups"] = wiring.state(self._wired.wires.record(item.uuid))["security_groups"]
+            state["security_groups"] = wires.shown(self._wired.wires.record(item.uuid))["security_groups"]
         refusal = known.refusals.get("")
         if refusal is not None and not seen.stands:
             reason = f"{refusal.waiting.reason}: {refusal.waiting.message}"

@@ -37,16 +37,6 @@ def sandbox_name(uuid: str) -> str:
     return f"magnum-{uuid}-{SANDBOX}"
 
 
-def state(record: wires.Record | None) -> dict[str, Any]:
-    """Return what an object's state shows of its wires: addresses by network, and security groups."""
-    found: dict[str, list[str]] = {}
-    groups: list[str] = []
-    for wire in record.wires if record is not None else []:
-        found.setdefault(wire.network_name, []).extend(wire.addresses)
-        groups += [group for group in wire.groups if group not in groups]
-    return {"addresses": found, "security_groups": groups}
-
-
 class Wiring:
     """``entered`` is told (bay, process id) of each namespace that was joined, before anything starts in it."""
 
@@ -57,7 +47,7 @@ class Wiring:
         self.wires = wires.Wires(conf, self._engine)
         self.entered: collections.abc.Callable[[str, int], collections.abc.Awaitable[None]] | None = None
 
-    def _engine(self) -> int:
+    def _engine(self) -> nftables.Where:
         scheme, _, path = self._client.url.partition("://")
         if scheme != "unix":
             raise errors.EngineError("Neutron needs the Docker Engine on the backend's own machine (a unix:// URL)")
@@ -70,7 +60,7 @@ class Wiring:
     def attached(self, uuid: str) -> bool:
         """Return whether the object's ports are there and plugged into a namespace that lives."""
         record = self.wires.record(uuid)
-        return record is not None and record.alive and not self.wires.broken(uuid)
+        return record is not None and record.stands(record.tag) and not self.wires.broken(uuid)
 
     def address(self, uuid: str) -> str | None:
         """Return the first address of an object, None if it has none."""
@@ -83,7 +73,7 @@ class Wiring:
         Raises neutron.Waits (Neutron is away, the sandbox has ended), Invalid, QuotaExceeded, EngineError.
         """
         record = await self.wires.ports(item, kind, facts, item.spec.networks, item.spec.security_groups)
-        if record.tag == tag(sandbox) and record.alive:
+        if record.stands(tag(sandbox)):
             return False
         await self.wires.plug(record, sandbox.state.pid, tag(sandbox), self._conf.docker.service_cidr)
         if self.entered is not None:

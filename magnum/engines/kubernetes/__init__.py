@@ -14,9 +14,10 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import kubernetes as client_kubernetes
 from magnum.engines import base
-from magnum.engines.kubernetes import bay, cluster, container, objects, pod, replication_controller, service
+from magnum.engines.kubernetes import bay, cluster, container, nodes, objects, pod, replication_controller, service
+from magnum.networks import wires
 from magnum.objects import base as stored
-from magnum.objects import manifest
+from magnum.objects import bay_model, manifest
 from magnum.objects import pod as pods
 from magnum.objects import replication_controller as controllers
 from magnum.objects import service as services
@@ -46,8 +47,13 @@ class Kubernetes(base.Engine):
         }
         self._begun: set[str] = set()
         found = objects.Clusters(self.clusters)
+        # the backend of a node is in its network namespace
+        self._wires = wires.Wires(conf, lambda: 0, (nodes.KIND,), nodes.PART)
+        self._node = nodes.Node(conf, self.clusters, self._wires) if options.cni_socket else None
+        if self._node is not None and not self._wires.configured:
+            raise errors.Invalid("needs [neutron] to say how Neutron is asked", field="[kubernetes] cni_socket")
         self.drivers: dict[str, base.Driver] = {
-            "bay": bay.Bay(found, conf),
+            "bay": bay.Bay(found, conf, self._wires),
             "container": container.Container(found, conf),
             "pod": pod.Pod(found, conf),
             "service": service.Service(found, conf),
@@ -56,9 +62,15 @@ class Kubernetes(base.Engine):
 
     async def start(self) -> None:
         for each in self.clusters.values():
+            each.pod_changed = self._node.look if self._node is not None else None
             each.start()
+        if self._node is not None:
+            await self._node.start()
 
     async def close(self) -> None:
+        if self._node is not None:
+            await self._node.close()
+        await self._wires.close()
         await asyncio.gather(*(each.close() for each in self.clusters.values()))
 
     async def facts(self) -> dict[str, Any]:
@@ -84,6 +96,7 @@ class Kubernetes(base.Engine):
             "cpus": sum(_number(node.get("cpu", 0)) for node in nodes),
             "memory": int(sum(_number(node.get("memory", 0)) for node in nodes)),
             "containers": sum(len(each.mirrors["pods"].all()) for each in self.clusters.values()),
+            "networks": [bay_model.NEUTRON] if self._wires.configured else [],
             "problem": "; ".join(problems) or None,
         }  # fmt: skip
 

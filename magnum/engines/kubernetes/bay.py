@@ -16,6 +16,7 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.engines import base
 from magnum.engines.kubernetes import bodies, certificates, cluster, objects
+from magnum.networks import neutron, wires
 from magnum.objects import bay
 
 LOG = structlog.get_logger(__name__)
@@ -31,10 +32,11 @@ BLOCKS = ("NamespaceContentRemaining", "NamespaceFinalizersRemaining", "Namespac
 
 
 class Bay(base.Driver):
-    """Status words are those of ``objects.bay``."""
+    """Status words are those of ``objects.bay``. ``wired``: by which Neutron is asked for the network of a bay that is on it."""
 
-    def __init__(self, clusters: objects.Clusters, conf: cfg.ConfigOpts) -> None:
+    def __init__(self, clusters: objects.Clusters, conf: cfg.ConfigOpts, wired: wires.Wires) -> None:
         self._clusters = clusters
+        self._wires = wired
         self._conf = conf
         self._applied: dict[str, dict[tuple[str, str], str]] = {}
         """Bay → (collection, name) → fingerprint, as we left it; lost with the process, and then set again."""
@@ -56,18 +58,28 @@ class Bay(base.Driver):
             if space is not None and space.going:
                 words = f"namespace {space.name} was deleted by another, and is made again once it is gone"
                 return base.Outcome(status=f"{verb}_FAILED", reason=words, retry_after=LOOK)
-            await self._make(item, where)
+            facts = await self._network(item) if neutron.is_on(item.spec) else None
+            await self._make(item, where, facts)
             return base.Outcome(status=f"{verb}_COMPLETE", state=self._state(item, where))
         except errors.Unavailable:
             raise
+        except neutron.Waits as error:
+            return base.Outcome(status=f"{verb}_IN_PROGRESS", reason=error.detail, pending=True, retry_after=2.0)
         except errors.MagnumError as error:
-            return base.Outcome(status=f"{verb}_FAILED", reason=error.detail, retry_after=objects.AGAIN)
+            return base.Outcome(status=f"{verb}_FAILED", reason=str(error), retry_after=objects.AGAIN)
 
-    async def _make(self, item: bay.Bay, where: cluster.Cluster) -> None:
+    async def _network(self, item: bay.Bay) -> neutron.Facts:
+        """Have the bay's network on Neutron. Raises Waits (Neutron is away), Invalid, QuotaExceeded, EngineError."""
+        try:
+            return await neutron.ensure(self._wires.client, self._conf, item, make=True)
+        except errors.Unavailable as error:
+            raise neutron.Waits(error.detail) from error
+
+    async def _make(self, item: bay.Bay, where: cluster.Cluster, facts: neutron.Facts | None) -> None:
         applied: dict[tuple[str, str], str] = {}
         inside = cluster.namespace(item.uuid)
         writes = self._writes.get(where.name, {"pods": False, "services": False})
-        (_, first), *rest = bodies.bay_parts(self._conf, item, _networks(where), writes)
+        (_, first), *rest = bodies.bay_parts(self._conf, item, _networks(where), writes, facts)
 
         async def one(collection: str, body: dict[str, Any]) -> None:
             kept = await where.apply(collection, "" if collection == "namespaces" else inside, body)
@@ -79,7 +91,8 @@ class Bay(base.Driver):
                 if body["metadata"]["name"] == bodies.PROBE:
                     await one(collection, body)
             await self._try(item, where)
-            rest = bodies.bay_parts(self._conf, item, _networks(where), self._writes.get(where.name, writes))[1:]
+            writes = self._writes.get(where.name, writes)
+            rest = bodies.bay_parts(self._conf, item, _networks(where), writes, facts)[1:]
         role = where.mirrors["roles"].get(inside, bodies.TENANT)
         if where.name not in self._writes and role is not None:
             # what could not be tried takes nothing from tenants
@@ -163,6 +176,14 @@ class Bay(base.Driver):
                 return base.Outcome(status="DELETE_IN_PROGRESS", pending=True, retry_after=LOOK)
             return base.Outcome(status="DELETE_IN_PROGRESS", reason=_blocked(kept), pending=True, retry_after=LOOK)
         self._applied.pop(uuid, None)
+        if item is not None and item.deleting and neutron.is_on(item.spec):
+            # after the pods, whose ports go when they do
+            try:
+                left = await neutron.remove(self._wires.client, self._conf.deployment, uuid, item.project_id)
+            except errors.MagnumError as error:
+                left = [error.detail]
+            if left:
+                return base.Outcome(status="DELETE_IN_PROGRESS", reason="; ".join(left), pending=True, retry_after=1.0)
         return base.Outcome(gone=True)
 
     async def certificate(self, item: bay.Bay, csr: str | None, user: str) -> str:
@@ -176,10 +197,12 @@ class Bay(base.Driver):
     def _state(self, item: bay.Bay, where: cluster.Cluster) -> dict[str, Any]:
         nodes = where.nodes()
         addresses = [_address(node) for node in nodes]
+        inside = cluster.namespace(item.uuid)
+        facts = cluster.network(where.mirrors["namespaces"].get("", inside))
         return {
             "api_address": where.client.url, "node_addresses": sorted(a for a in addresses if a), "master_addresses": [],
-            "coe_version": where.version, "network": cluster.namespace(item.uuid), "node_count": len(nodes),
-            "cluster": where.name,
+            "coe_version": where.version, "network": facts.net.name if facts is not None else inside,
+            "subnet": facts.cidr if facts is not None else None, "node_count": len(nodes), "cluster": where.name,
         }  # fmt: skip
 
 

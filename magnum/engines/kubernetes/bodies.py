@@ -11,10 +11,12 @@ import copy
 import re
 from typing import Any
 
+import msgspec
 from oslo_config import cfg
 
 from magnum.engines import base
 from magnum.engines.kubernetes import cluster
+from magnum.networks import neutron
 from magnum.objects import base as objects
 from magnum.objects import bay, container, pod, replication_controller, service
 
@@ -67,12 +69,12 @@ def limits(conf: cfg.ConfigOpts, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def bay_parts(
-    conf: cfg.ConfigOpts, item: bay.Bay, pods: list[str], writes: dict[str, bool]
+    conf: cfg.ConfigOpts, item: bay.Bay, pods: list[str], writes: dict[str, bool], network: neutron.Facts | None
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return (collection, body) of everything that a bay is made of, its namespace first.
 
     ``pods``: CIDRs of the cluster's pods. ``writes``: whether tenants may make
-    ``pods`` and ``services`` with certificates of their own.
+    ``pods`` and ``services`` with certificates of their own. ``network``: that of a bay on Neutron.
     """
     where = cluster.namespace(item.uuid)
 
@@ -82,6 +84,8 @@ def bay_parts(
     meta = _meta(conf, item, "bay", where, None)
     level = conf.kubernetes.pod_security
     meta["labels"] |= CREATOR | {f"pod-security.kubernetes.io/{mode}": level for mode in ("enforce", "warn", "audit")}
+    if network is not None:
+        meta["annotations"] = {cluster.NETWORK: msgspec.json.encode(network).decode()}
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": meta}
     rbac, net = "rbac.authorization.k8s.io/v1", "networking.k8s.io/v1"
     everyone: dict[str, Any] = {"podSelector": {}}
@@ -171,6 +175,16 @@ def _confine(conf: cfg.ConfigOpts, spec: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
+def _wishes(spec: Any) -> dict[str, str]:
+    """Return the annotations that tell a pod's node what its owner wants of Neutron."""
+    found = {}
+    if spec.networks:
+        found[cluster.NETWORKS] = msgspec.json.encode(spec.networks).decode()
+    if spec.security_groups is not None:
+        found[cluster.SECURITY_GROUPS] = msgspec.json.encode(spec.security_groups).decode()
+    return found
+
+
 def _named(conf: cfg.ConfigOpts, item: Any, kind: str) -> dict[str, Any]:
     data: dict[str, Any] = copy.deepcopy(item.spec.manifest)
     meta = data.get("metadata", {})
@@ -184,6 +198,8 @@ def _named(conf: cfg.ConfigOpts, item: Any, kind: str) -> dict[str, Any]:
 
 def pod_body(conf: cfg.ConfigOpts, item: pod.Pod) -> dict[str, Any]:
     data = _named(conf, item, "pod")
+    if wishes := _wishes(item.spec):
+        data["metadata"]["annotations"] = data["metadata"].get("annotations", {}) | wishes
     data["spec"] = _confine(conf, data["spec"])
     return data
 
@@ -275,7 +291,7 @@ def container_body(conf: cfg.ConfigOpts, item: container.Container) -> dict[str,
             body[name] = True
     meta = _meta(conf, item, "container", f"container-{item.uuid}", cluster.namespace(item.bay_uuid or ""))
     meta["labels"] |= {"app.kubernetes.io/name": host} if host else {}
-    meta["annotations"] = {"org.openstack.magnum.name": item.name}
+    meta["annotations"] = {base.LABEL + "name": item.name, **_wishes(spec)}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": _confine(conf, body)}
 
 

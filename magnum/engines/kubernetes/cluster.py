@@ -10,6 +10,7 @@ Who calls: the Kubernetes engine and its drivers, which read here and write by `
 
 import asyncio
 import collections.abc
+import contextlib
 import random
 from typing import Any
 
@@ -19,6 +20,7 @@ import structlog
 from magnum import errors
 from magnum.clients import kubernetes
 from magnum.engines import base
+from magnum.networks import neutron
 
 LOG = structlog.get_logger(__name__)
 
@@ -43,15 +45,23 @@ KINDS = {"pods": "pod", "services": "service", "replicationcontrollers": "rc"}
 """Collection → the kind of Magnum's object that users may make there themselves."""
 
 
+NETWORK = base.LABEL + "network"
+"""Annotation of a bay's namespace: its network on Neutron (``networks.neutron.Facts``)."""
+NETWORKS, SECURITY_GROUPS = base.LABEL + "networks", base.LABEL + "security-groups"
+"""Annotations of a pod: as the fields of those names have it in Magnum's API, JSON."""
+ATTACHED = base.LABEL + "attached"
+"""Annotation of a pod, written by its node: the addresses by network and the security groups that it has."""
+
+
 def namespace(bay_uuid: str) -> str:
     """Return the name of a bay's namespace."""
     return f"{PREFIX}{bay_uuid}"
 
 
 class Kept:
-    """One object of a mirror. ``spec``, ``status`` and ``subsets`` are JSON as the server sent it."""
+    """One object of a mirror. ``spec``, ``status`` and ``subsets`` are JSON as the server sent it; ``annotations``: Magnum's."""
 
-    __slots__ = ("bay", "finalizers", "fingerprint", "generation", "going", "involved", "labels", "name", "namespace",
+    __slots__ = ("annotations", "bay", "finalizers", "fingerprint", "generation", "going", "involved", "labels", "name", "namespace",
                  "owner", "revision", "spec", "status", "subsets", "uid", "words")  # fmt: skip
 
     def __init__(self, found: kubernetes.Object) -> None:
@@ -60,6 +70,7 @@ class Kept:
         self.revision, self.generation = meta.resource_version, meta.generation
         self.going = meta.deletion_timestamp
         self.labels, self.finalizers = meta.labels, tuple(meta.finalizers)
+        self.annotations = {key: value for key, value in meta.annotations.items() if key.startswith(base.LABEL)}
         self.owner = next((o.uid for o in meta.owner_references if o.controller), "")
         self.fingerprint = found.fingerprint
         self.spec, self.status, self.subsets = bytes(found.spec), bytes(found.status), bytes(found.subsets)
@@ -95,6 +106,7 @@ class Mirror:
         self._changed = changed
         self._all: dict[tuple[str, str], Kept] = {}
         self._uuids: dict[str, Kept] = {}
+        self._uids: dict[str, Kept] = {}
         self.synced = asyncio.Event()
         self.problem: str | None = f"cluster {client.name} has not been read yet"
 
@@ -103,6 +115,10 @@ class Mirror:
 
     def by_uuid(self, uuid: str) -> Kept | None:
         return self._uuids.get(uuid)
+
+    def by_uid(self, uid: str) -> Kept | None:
+        """Return an object by the cluster's own name of it, which nobody can give himself."""
+        return self._uids.get(uid)
 
     def all(self) -> list[Kept]:
         return list(self._all.values())
@@ -118,8 +134,9 @@ class Mirror:
         kept = Kept(found)
         if known is not None:
             self._uuids.pop(known.uuid, None)
+            self._uids.pop(known.uid, None)
         self._all[(kept.namespace, kept.name)] = kept
-        self._uuids[kept.uuid] = kept
+        self._uuids[kept.uuid] = self._uids[kept.uid] = kept
         self._changed(self.name, known, kept)
         return kept
 
@@ -128,6 +145,7 @@ class Mirror:
         if known is None or known.uid != uid:
             return
         del self._all[(where, name)]
+        self._uids.pop(uid, None)
         if self._uuids.get(known.uuid) is known:
             del self._uuids[known.uuid]
         self._changed(self.name, known, None)
@@ -181,6 +199,8 @@ class Cluster:
         self.name = client.name
         self.version = ""
         self._tell = tell
+        self.pod_changed: collections.abc.Callable[[Kept], None] | None = None
+        """Is given each pod that is another than before, by an engine whose machine may have it."""
         ours = {"labelSelector": f"{base.DEPLOYMENT}={deployment}"}
         self._warnings: dict[str, Kept] = {}
         """Pod's uid → the latest warning of it."""
@@ -266,11 +286,36 @@ class Cluster:
             if service is not None:
                 self._tell(base.Notice(kind="service", uuid=service.uuid))
         elif collection in KINDS:
+            if collection == "pods" and kept is not None and self.pod_changed is not None:
+                self.pod_changed(kept)
             self._tell(base.Notice(kind=found.labels.get(base.KIND) or KINDS[collection], uuid=found.uuid))
         elif found.labels.get(base.KIND) == "service":
             self._tell(base.Notice(kind="service", uuid=found.uuid))
         else:
             self._tell(base.Notice(kind="bay", uuid=found.bay))
+
+
+def network(kept: Kept | None) -> neutron.Facts | None:
+    """Return the network on Neutron that a bay's namespace tells of, None of one without. Raises EngineError."""
+    text = kept.annotations.get(NETWORK) if kept is not None else None
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=neutron.Facts)
+    except msgspec.DecodeError as error:
+        raise errors.EngineError(f"annotation {NETWORK} cannot be read: {error}") from None
+
+
+def attached(kept: Kept) -> dict[str, Any]:
+    """Return the ``addresses`` by network and the ``security_groups`` that a pod's node wrote on it; empty without."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.structs.asdict(msgspec.json.decode(kept.annotations.get(ATTACHED, ""), type=_Attached))
+    return {}
+
+
+class _Attached(msgspec.Struct):
+    addresses: dict[str, list[str]]
+    security_groups: list[str]
 
 
 def _ready(node: Kept) -> bool:

@@ -45,6 +45,7 @@ class Container(objects.Driver):
         state: dict[str, Any] = {
             "engine_id": mine.get("containerID"), "image_id": mine.get("imageID"),
             "addresses": {kept.namespace: [status["podIP"]]} if status.get("podIP") else {},
+            **cluster.attached(kept),
             "ports": msgspec.to_builtins(item.spec.ports), "exit_code": ended.get("exitCode"),
             "oom_killed": ended.get("reason") == "OOMKilled", "started_at": run.get("startedAt"),
             "finished_at": ended.get("finishedAt"), "restart_count": mine.get("restartCount", 0),

@@ -66,6 +66,7 @@ def state(kept: cluster.Kept) -> dict[str, Any]:
         "init_container_statuses": status.get("initContainerStatuses", []), "pod_ip": status.get("podIP"),
         "host_ip": status.get("hostIP"), "started_at": status.get("startTime"), "node": spec.get("nodeName"),
         "members": {found["name"]: found["containerID"] for found in statuses if found.get("containerID")},
+        "security_groups": cluster.attached(kept).get("security_groups", []),
     }  # fmt: skip
 
 
