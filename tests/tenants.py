@@ -117,8 +117,11 @@ class PodOfCluster(Machine):
 
     @functools.cached_property
     def enter(self):
-        member = next(iter(self.made["members"].values())) if "members" in self.made else self.made["engine_id"]
         cluster = base.facts("kubernetes")
+        member = base.run(
+            "kubectl", f"--kubeconfig={cluster['kubeconfig']}", "get", "pods", "-A", "-l",
+            f"org.openstack.magnum.uuid={self.made['uuid']}", "-o", "jsonpath={.items[0].status.containerStatuses[0].containerID}",
+        ).stdout  # fmt: skip
         tasks = base.run(*cluster["enter"], "ctr", "-a", kubernetes.RUNTIME, "-n", "k8s.io", "tasks", "ls").stdout
         (pid,) = [row.split()[1] for row in tasks.splitlines() if row.split()[0] == member.rpartition("/")[2]]
         return [*cluster["enter"], "nsenter", f"--target={pid}", "--net", "--"]

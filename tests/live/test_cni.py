@@ -4,10 +4,8 @@ Both tenants' networks have the same addresses on purpose. One Docker host is th
 too: a network can be that of bays of both kinds.
 """
 
-import concurrent.futures
 import functools
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -124,8 +122,6 @@ def test_a_pod_has_a_port_on_the_network_of_its_bay(wired, alpha, ours, pods):
         assert (link["address"], link["mtu"]) == (port["mac_address"], network["mtu"])
         assert [port["fixed_ips"][0]["ip_address"]] == [pod.ip]
         assert pod.made["security_groups"] == port["security_groups"]
-    bay = alpha.show("bays", ours["uuid"])
-    assert (bay["network"], bay["subnet"]) == ("magnum-ours", "10.244.0.0/24")
     # what is in no bay goes on as it was
     kubectl("run", "plain", f"--image={images.DEMO}", "--restart=Never", "--command", "--", "sleep", "300")
     cluster = base.facts("kubernetes")["pods"].rpartition(".")[0]
@@ -189,3 +185,222 @@ def test_a_rule_opens_and_closes_and_groups_are_replaced(wired, alpha, ours, pod
     alpha.gone("pods", shut.made["uuid"])
     until(lambda: alpha.ports(security_groups=group["id"]) == [], 20)
     alpha.neutron("DELETE", f"/security-groups/{group['id']}")
+
+
+def test_networks_of_ones_choice_also_for_pods_made_with_kubectl(alpha, beta, ours, pods):
+    network = alpha.made("network", {"name": "backstage"})
+    subnet = alpha.made(
+        "subnet", {"network_id": network["id"], "ip_version": 4, "cidr": "10.9.0.0/24", "enable_dhcp": False}
+    )
+    two = alpha.running(
+        ours, "two", networks=[{"fixed_ip": "10.244.0.200"}, {"network": "backstage", "fixed_ip": "10.9.0.7"}]
+    )
+    assert two.ip == "10.244.0.200" and pods["a0"].gets(two.ip) == "two"
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own", "annotations": {
+        LABEL + "networks": '[{"network": "backstage"}]'}}, "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "web", "image": images.DEMO, "command": ["sleep", "300"], "imagePullPolicy": "Never"}]}}  # fmt: skip
+    kubectl("-n", space(ours), "apply", "-f", "-", data=json.dumps(manifest).encode())
+    shown = until(lambda: (f := alpha.ask("GET", "/v1/pods/own?bay=ours")[1]).get("security_groups") and f)
+    assert len(shown["security_groups"]) == 2 and not shown["managed"]
+    wget = ["exec", "own", "--", "wget", "-qO-", "http://10.9.0.7/"]
+    until(lambda: kubectl("-n", space(ours), *wget, check=False).stdout.strip() == "two", 20)
+    # another tenant's network is none, whoever asks for it
+    manifest["metadata"]["name"] = "thief"
+    where = f"magnum-{beta.show('bays', 'theirs')['uuid']}"
+    kubectl("-n", where, "apply", "-f", "-", data=json.dumps(manifest).encode())
+    reason = until(lambda: beta.ask("GET", "/v1/pods/thief?bay=theirs")[1].get("status_reason"), 60)
+    assert "networks[0].network: there is no network 'backstage'" in reason, reason
+    kubectl("-n", where, "delete", "pod", "thief", "--wait=false")
+    kubectl("-n", space(ours), "delete", "pod", "own")
+    alpha.gone("pods", two.made["uuid"])
+    until(lambda: alpha.ports(network_id=network["id"]) == [], 20)
+    alpha.neutron("DELETE", f"/subnets/{subnet['id']}")
+    alpha.neutron("DELETE", f"/networks/{network['id']}")
+
+
+def test_a_network_is_that_of_bays_of_both_kinds(wired, alpha):
+    network = alpha.made("network", {"name": "common"})
+    subnet = {
+        "name": "common",
+        "network_id": network["id"],
+        "ip_version": 4,
+        "cidr": "10.7.0.0/24",
+        "enable_dhcp": False,
+    }
+    alpha.made("subnet", subnet)
+    slice = alpha.bay("slice", fixed_network="common")
+    plain = alpha.bay("plain", fixed_network="common", coe="docker")
+    pod = alpha.running(slice, "here")
+    (group,) = pod.made["security_groups"]
+    there = Machine(wired, alpha.container(plain, "there", images.DEMO, security_groups=[group]))
+    assert pod.ip.startswith("10.7.0.") and there.ip.startswith("10.7.0.")
+    until(lambda: there.gets(pod.ip) == "here" and pod.gets(there.ip) == "there", 20)
+    alpha.gone("pods", pod.made["uuid"])
+    alpha.gone("containers", there.made["uuid"])
+    alpha.gone("bays", slice["uuid"], plain["uuid"])
+    assert alpha.ports(network_id=network["id"]) == []
+    alpha.neutron("DELETE", f"/networks/{network['id']}")
+
+
+class Sandbox:
+    """What the runtime has of a pod, and its plugin run by hand."""
+
+    def __init__(self, bay, name):
+        cluster = base.facts("kubernetes")
+        self.enter, self.bay, self.name = cluster["enter"], bay, name
+        self.configuration = json.loads((pathlib.Path(cluster["folder"]) / "cni" / "00-another.conflist").read_text())
+        self.uid = kubectl("-n", space(bay), "get", "pod", name, "-o", "jsonpath={.metadata.uid}").stdout
+        wanted = f'labels."io.kubernetes.pod.uid"=={self.uid},labels."io.cri-containerd.kind"==sandbox'
+        ctr = ["ctr", "-a", kubernetes.RUNTIME, "-n", "k8s.io"]
+        self.ident = base.run(*self.enter, *ctr, "containers", "ls", "-q", wanted).stdout.split()[0]
+        found = json.loads(base.run(*self.enter, *ctr, "containers", "info", self.ident).stdout)
+        (self.netns,) = [n["path"] for n in found["Spec"]["linux"]["namespaces"] if n["type"] == "network"]
+
+    def cni(self, command, ident=None, **more):
+        """Return (exit code, decoded answer)."""
+        first = self.configuration["plugins"][0]
+        given = {"cniVersion": "1.0.0", "name": self.configuration["name"], **first, **more}
+        environ = {
+            "CNI_COMMAND": command, "CNI_CONTAINERID": ident or self.ident, "CNI_NETNS": self.netns, "CNI_IFNAME": "eth0",
+            "CNI_PATH": "/usr/lib/cni",
+            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={space(self.bay)};K8S_POD_NAME={self.name};K8S_POD_UID={self.uid}",
+        }  # fmt: skip
+        words = [f"{key}={value}" for key, value in environ.items()]
+        done = base.run(*self.enter, "env", *words, str(PLUGIN), data=json.dumps(given).encode(), check=False)
+        return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None
+
+
+def test_the_plugin_does_as_the_specification_says(wired, alpha, ours, pods):
+    made = alpha.running(ours, "asked")
+    box = Sandbox(ours, "asked")
+    assert box.cni("VERSION") == (0, {"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0"]})
+    assert box.cni("CHECK") == (0, None)
+    made.run("ip", "address", "del", f"{made.ip}/24", "dev", "eth0")
+    code, answer = box.cni("CHECK")
+    assert (code, answer["code"], answer["msg"]) == (1, 100, f"eth0 has not the address {made.ip}/24")
+    made.run("ip", "address", "add", f"{made.ip}/24", "dev", "eth0")
+    assert box.cni("CHECK") == (0, None)
+    for wrong, code in (({"cniVersion": "0.1.0"}, 1), ({"command": "STOP"}, 4)):
+        found, answer = box.cni(wrong.pop("command", "ADD"), **wrong)
+        assert (found, answer["code"]) == (1, code), answer
+    # of a sandbox that is no more, or never was, nothing is to be taken away
+    assert box.cni("DEL", "0" * 64) == (0, None) and pods["a0"].gets(made.ip) == "asked"
+    # the same again is another sandbox's
+    for version, form in (("1.0.0", set()), ("0.4.0", {"version"})):
+        code, answer = box.cni("ADD", cniVersion=version)
+        assert (code, answer["cniVersion"]) == (0, version), answer
+        (ip,) = answer["ips"]
+        assert ip["address"] == f"{made.ip}/24" and set(ip) == {"address", "interface"} | form
+        assert answer["interfaces"][ip["interface"]]["sandbox"] == box.netns
+        until(lambda: pods["a0"].gets(made.ip) == "asked", 20)
+    assert len(alpha.ports(device_id=box.uid)) == 1
+    for _ in range(2):
+        assert box.cni("DEL") == (0, None)
+        assert alpha.ports(device_id=box.uid) == [] and made.json("link", "show", "eth0") == []
+    code, answer = box.cni("CHECK")
+    assert (code, answer["code"]) == (1, 3), answer
+    alpha.gone("pods", made.made["uuid"])
+    # nobody but root asks
+    done = base.run("setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c",
+                    f"import socket; socket.socket(socket.AF_UNIX).connect({str(wired.folder / 'cni.sock')!r})", check=False)  # fmt: skip
+    assert done.returncode and "Permission" in done.stderr
+
+
+def test_whatever_dies_each_pod_has_one_port(wired, alpha, ours, pods):
+    node, a0 = wired.keepers[0], pods["a0"]
+    before = {p["id"] for p in alpha.ports()}
+
+    def mine():
+        return [p for p in alpha.ports(device_owner="magnum:kubernetes-pod") if p["id"] not in before]
+
+    names = [f"many{n}" for n in range(8)]
+    manifest = {"name": "web", "image": images.DEMO, "command": SERVE, "imagePullPolicy": "Never"}
+    body = {"bay_uuid": ours["uuid"]}
+    uuids = []
+    for name in names:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+               "spec": {"containers": [manifest], "terminationGracePeriodSeconds": 0}}  # fmt: skip
+        status, made = alpha.ask("POST", "/v1/pods", {**body, "manifest": pod})
+        assert status in (201, 202), made
+        uuids.append(made["uuid"])
+        if name in ("many1", "many4"):
+            # in the middle of an ADD, or just before
+            until(mine)
+            wired.kill(node, signal.SIGKILL)
+            wired.start(node)
+    until(lambda: all(alpha.show("pods", uuid)["status"] == "Running" for uuid in uuids), 120)
+    ports = until(lambda: len(found := mine()) == len(names) and found, 30)
+    assert len({p["device_id"] for p in ports}) == len(names)
+    for uuid in uuids[:2]:
+        found = PodOfCluster(wired, alpha.show("pods", uuid))
+        until(lambda found=found: a0.gets(found.ip) == found.made["name"], 20)
+    # the kubelet and the runtime: what runs goes on, on the ports that it has
+    for program in ("kubelet", "containerd"):
+        kubernetes.kill(program)
+        kubernetes.restart(program)
+    ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+    until(lambda: kubectl("get", "node", base.facts("kubernetes")["node"], "-o", ready).stdout == "True", 60)
+    assert {p["id"] for p in mine()} == {p["id"] for p in ports}
+    assert a0.gets(PodOfCluster(wired, alpha.show("pods", uuids[0])).ip) == "many0"
+    # without the node's backend pods go all the same, and what they had when it is back
+    wired.kill(node, signal.SIGKILL)
+    alpha.gone("pods", *uuids[:4])
+    status, waits = alpha.ask("POST", "/v1/pods?wait=0", {**body, "manifest": {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "waits"},
+        "spec": {"containers": [manifest], "terminationGracePeriodSeconds": 0}}})  # fmt: skip
+    reason = until(lambda: alpha.show("pods", waits["uuid"])["status_reason"], 60)
+    assert "the node's magnum-backend does not answer" in reason, reason
+    wired.start(node)
+    until(lambda: alpha.show("pods", waits["uuid"])["status"] == "Running", 60)
+    until(lambda: len(mine()) == 5, 30)
+    alpha.gone("pods", *uuids[4:], waits["uuid"])
+    until(lambda: mine() == [], 30)
+
+
+def test_what_is_deleted_behind_our_back_is_made_again(wired, alpha, ours, pods):
+    a0, a1 = pods["a0"], pods["a1"]
+    old = alpha.port(a1)
+    alpha.neutron("DELETE", f"/ports/{old['id']}")
+    again = until(lambda: [p for p in alpha.ports(device_id=old["device_id"]) if p["status"] == "ACTIVE"], 30)
+    assert again[0]["id"] != old["id"] and again[0]["fixed_ips"] == old["fixed_ips"]
+    until(lambda: a0.gets(a1.ip) == "a1" and a1.gets(a0.ip) == "a0", 20)
+    # a port of a pod that nobody knows
+    uuid = "3f8f3a3e-2f6d-4a53-9d5e-0f1d5a6b7c8e"
+    wired.neutron.request("POST", "/ports", {"port": {
+        "network_id": old["network_id"], "project_id": alpha.id, "binding:host_id": base.facts("kubernetes")["node"],
+        "device_owner": "magnum:kubernetes-pod", "device_id": uuid, "description": f"magnum:{wired.name}:kubernetes-pod:{uuid}",
+    }})  # fmt: skip
+    until(lambda: alpha.ports(device_id=uuid) == [], 20)
+
+
+def test_while_neutron_is_down_pods_run_go_and_wait(wired, alpha, ours, pods, networking_node):
+    a0, a1 = pods["a0"], pods["a1"]
+    gone = alpha.running(ours, "gone")
+    port = alpha.port(gone)
+    networking_node.stop()
+    try:
+        assert a0.gets(a1.ip) == "a1"
+        made = alpha.pod(ours, "later")
+        reason = until(lambda: alpha.show("pods", made["uuid"])["status_reason"], 60)
+        assert "Neutron does not answer" in reason, reason
+        alpha.gone("pods", gone.made["uuid"])
+        wired.kill(wired.keepers[0], signal.SIGKILL)
+        wired.start(wired.keepers[0])
+        assert a0.gets(a1.ip) == "a1"
+        time.sleep(2)
+    finally:
+        networking_node.start()
+    until(lambda: alpha.show("pods", made["uuid"])["ready"], 90)
+    until(lambda: alpha.ports(device_id=port["device_id"]) == [], 30)
+    alpha.gone("pods", made["uuid"])
+
+
+def test_everything_deleted_leaves_nothing_on_the_node(wired, alpha, beta, ours, theirs, pods):
+    cluster = base.facts("kubernetes")
+    spaces = base.run(*cluster["enter"], "ls", "/run/netns").stdout.split()
+    assert len(spaces) >= len(pods)
+    alpha.gone("bays", ours["uuid"])
+    beta.gone("bays", theirs["uuid"])
+    until(lambda: leftovers(wired) == [], 30)
+    assert base.run(*cluster["enter"], "ls", "/run/netns").stdout.split() == []
+    assert wired.neutron.request("GET", "/ports?device_owner=magnum:kubernetes-pod")["ports"] == []

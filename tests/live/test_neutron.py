@@ -6,7 +6,6 @@ networks have the same addresses on purpose.
 
 import concurrent.futures
 import functools
-import json
 import signal
 import time
 
