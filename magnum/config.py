@@ -148,6 +148,9 @@ KUBERNETES_OPTS: list[cfg.Opt] = [
                "networks of Neutron, such as /run/magnum/cni.sock."),
     cfg.StrOpt("service_cidr", default="10.96.0.0/12",
                help="Addresses of the clusters' services (--service-cluster-ip-range of their API servers)."),
+    cfg.StrOpt("door_image", default="registry.k8s.io/pause:3.10",
+               help="Image of the pod that a service's floating IP leads to, in a bay on Neutron: anything that waits."),
+    cfg.ListOpt("door_command", default=[], help="Its command, if the image's own is not wanted."),
     cfg.StrOpt("probe_image", default="registry.k8s.io/pause:3.10",
                help="Image named in the trial of what a cluster refuses of tenants; it is never run."),
 ]  # fmt: skip

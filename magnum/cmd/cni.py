@@ -80,7 +80,9 @@ def _do(command: str, configuration: dict[str, Any], version: str) -> dict[str, 
         })  # fmt: skip
     except Away as error:
         if command == "DEL":
-            # what is left of the pod the backend finds; a node whose backend is away can be emptied all the same
+            # what is left of the pod the backend finds; a node whose backend is away can be emptied all the same.
+            # Without a namespace the delegate gives up an address, if it gave one, and touches no interface of ours
+            os.environ["CNI_NETNS"] = ""
             _delegate(command, configuration)
         raise Failed(LATER, "the node's magnum-backend does not answer", str(error)) from None
     if "error" in answer:

@@ -59,9 +59,9 @@ async def claim(
     Raises Conflict (a node port is taken, none is left), Invalid (a node port out of range).
     """
     where = (await tx.find(objects.KINDS["bay"], item.bay_uuid or "")).item
+    item.spec = service.settle(item.spec, where.spec)
     if where.spec.engine != "docker":
         return
-    item.spec = service.settle(item.spec, where.spec)
     item.spec.door = await _door(tx, item.spec, where)
     taken = await tx.claims([ADDRESSES, NODE_PORTS])
     if item.spec.virtual_ip is None and not item.spec.headless:

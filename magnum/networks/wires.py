@@ -231,10 +231,6 @@ class Wires:
             return "its network namespace has gone"
         return None
 
-    def members(self, bay: str | None) -> list[Record]:
-        """Return the records of a bay's (None: of all) workloads whose namespaces stand."""
-        return [r for r in self._records.values() if bay in (None, r.bay) and r.kind != "service" and r.alive]
-
     def broken(self, uuid: str) -> bool:
         """Return whether a port of the object was found to be gone."""
         return uuid in self._gone

@@ -111,15 +111,36 @@ def patch(old: Pod, spec: PodSpec) -> Any:
 def check_in(spec: PodSpec, where: bay.BaySpec) -> None:
     """Raise Invalid naming what a pod cannot have in a bay of this make."""
     container.refuse_networks(spec, where)
-    if where.network_driver != bay_model.NEUTRON or where.engine != "docker":
+    refuse_hosts(check(spec).spec, where)
+
+
+def refuse_hosts(spec: manifest.PodSpec, where: bay.BaySpec, field: str = "spec.") -> None:
+    """Raise Invalid naming what only a host that is on the bay's network could do. ``field`` is that of ``spec``, with a dot."""
+    if where.network_driver != bay_model.NEUTRON:
         return
-    for number, each in enumerate(check(spec).spec.containers):
+    for number, each in enumerate(spec.containers):
+        at = f"{field}containers[{number}]"
         for index, port in enumerate(each.ports):
             if port.host_port is not None:
                 raise errors.Invalid(
                     "a host is not on the bay's network: a service with external set publishes",
-                    field=f"spec.containers[{number}].ports[{index}].hostPort",
+                    field=f"{at}.ports[{index}].hostPort",
                 )
+        if where.engine == "docker":
+            # its probes ask from within the pod's namespace
+            continue
+        probes = {"livenessProbe": each.liveness_probe, "readinessProbe": each.readiness_probe,
+                  "startupProbe": each.startup_probe, "lifecycle.postStart": each.lifecycle.post_start,
+                  "lifecycle.preStop": each.lifecycle.pre_stop}  # fmt: skip
+        for name, probe in probes.items():
+            for way, asked in (
+                ("httpGet", getattr(probe, "http_get", None)),
+                ("tcpSocket", getattr(probe, "tcp_socket", None)),
+            ):
+                if asked is not None:
+                    raise errors.Invalid(
+                        "a node is not on the bay's network and cannot ask: exec asks from within", field=f"{at}.{name}.{way}"
+                    )  # fmt: skip
 
 
 def demand(spec: PodSpec) -> base.Demand:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from magnum import errors
-from magnum.objects import base, document, manifest, pod
+from magnum.objects import base, bay, document, manifest, pod
 
 
 class ReplicationControllerSpec(base.Spec):
@@ -74,6 +74,11 @@ def privileges(spec: ReplicationControllerSpec) -> list[tuple[str, str]]:
     return manifest.privileges(check(spec).spec.template.spec, "spec.template.")
 
 
+def check_in(spec: ReplicationControllerSpec, where: bay.BaySpec) -> None:
+    """Raise Invalid naming what its pods cannot have in a bay of this make."""
+    pod.refuse_hosts(check(spec).spec.template.spec, where, "spec.template.spec.")
+
+
 def pod_of(spec: ReplicationControllerSpec, name: str, controller: str) -> pod.PodSpec:
     """Return the spec of a new pod called ``name`` like the template, for the controller with that uuid."""
     template = spec.manifest["spec"]["template"]
@@ -110,5 +115,5 @@ KIND = base.Kind(
     state=ReplicationControllerState, spread="none", in_bay=True, unique_in_bay=True,
     pending=frozenset({"Creating", "Updating", "Deleting"}),
     asked={"create": "Creating", "update": "Updating", "retry": "Updating", "delete": "Deleting"},
-    check=check, patch=patch, chosen=("keep_pods", "foreign"),
+    check=check, check_in=check_in, patch=patch, chosen=("keep_pods", "foreign"),
 )  # fmt: skip

@@ -158,7 +158,7 @@ def settle(spec: ServiceSpec, where: bay.BaySpec) -> ServiceSpec:
 
 def on_neutron(where: bay.BaySpec) -> bool:
     """Return whether services of a bay can have floating IPs, and can have no ports of hosts."""
-    return where.network_driver == bay_model.NEUTRON and where.engine == "docker"
+    return where.network_driver == bay_model.NEUTRON
 
 
 def check_in(spec: ServiceSpec, where: bay.BaySpec) -> None:

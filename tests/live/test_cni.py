@@ -4,6 +4,7 @@ Both tenants' networks have the same addresses on purpose. One Docker host is th
 too: a network can be that of bays of both kinds.
 """
 
+import concurrent.futures
 import functools
 import json
 import pathlib
@@ -45,7 +46,7 @@ class Kube(Tenant):
         return PodOfCluster(self.cloud, found)
 
     def port(self, machine):
-        (port,) = [p for p in self.ports(mac_address=machine.json("link", "show", "eth0")[0]["address"])]
+        (port,) = self.ports(mac_address=machine.json("link", "show", "eth0")[0]["address"])
         return port
 
 
@@ -103,8 +104,9 @@ def theirs(beta):
 @pytest.fixture(scope="module")
 def pods(alpha, beta, ours, theirs):
     """Two pods of each of two tenants, on one node."""
-    return {name: tenant.running(bay, name)
-            for tenant, bay, names in ((alpha, ours, ("a0", "a1")), (beta, theirs, ("b0", "b1"))) for name in names}  # fmt: skip
+    wanted = [(alpha, ours, "a0"), (alpha, ours, "a1"), (beta, theirs, "b0"), (beta, theirs, "b1")]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return {one.made["name"]: one for one in pool.map(lambda each: each[0].running(*each[1:]), wanted)}
 
 
 def test_a_pod_has_a_port_on_the_network_of_its_bay(wired, alpha, ours, pods):
@@ -141,8 +143,11 @@ def test_pods_of_one_tenant_reach_each_other_and_no_pod_of_another(pods):
     # of the same addresses each tenant sees its own
     shared = [(one, ip) for one in (a0, a1, b0, b1) for ip in mine & others]
     assert tries or shared
-    for one, ip in tries:
-        assert (one.pings(ip), one.arps(ip), one.gets(ip)) == (False, False, None)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(
+            pool.map(lambda each: (each[0].pings(each[1]), each[0].arps(each[1]), each[0].gets(each[1])), tries)
+        )
+    assert found == [(False, False, None)] * len(tries)
     for one, ip in shared:
         assert (one.gets(ip) or "").startswith(one.made["name"][0])
 
@@ -304,6 +309,30 @@ def test_the_plugin_does_as_the_specification_says(wired, alpha, ours, pods):
     done = base.run("setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c",
                     f"import socket; socket.socket(socket.AF_UNIX).connect({str(wired.folder / 'cni.sock')!r})", check=False)  # fmt: skip
     assert done.returncode and "Permission" in done.stderr
+
+
+def test_a_service_is_reached_by_its_cluster_ip_from_within_its_bay(wired, alpha, ours, pods):
+    a0, a1, b0 = pods["a0"], pods["a1"], pods["b0"]
+    status, service = alpha.service(ours, "web")
+    assert (status, service["status"]) == (201, "Active"), service
+    address = service["ip"]
+    for one in (a0, a1):
+        until(lambda one=one: {one.gets(address, 8080) for _ in range(4)} == {"a0", "a1"}, 20)
+    assert b0.gets(address, 8080) is None
+    # one that comes later has it from its first moment, and is behind it once it is ready
+    command = ["sh", "-c", f"wget -qO- http://{address}:8080/ && sleep 100"]
+    late = alpha.container(ours, "late", images.DEMO, command=command)
+    until(lambda: alpha.ask("GET", f"/v1/containers/{late['uuid']}/logs")[1]["output"].strip() in ("a0", "a1"), 20)
+    # what changes while the node's backend is away is taken up
+    wired.kill(wired.keepers[0], signal.SIGKILL)
+    patch = [{"op": "replace", "path": "/manifest/spec/selector", "value": {"app": "none"}}]
+    assert alpha.ask("PATCH", "/v1/services/web?wait=30", patch)[0] == 200
+    assert a0.gets(address, 8080) in ("a0", "a1")
+    wired.start(wired.keepers[0])
+    until(lambda: a0.gets(address, 8080) is None, 30)
+    alpha.gone("services", "web")
+    until(lambda: a0.run("nft", "list", "tables").stdout == "", 20)
+    alpha.gone("containers", late["uuid"])
 
 
 def test_whatever_dies_each_pod_has_one_port(wired, alpha, ours, pods):

@@ -9,7 +9,6 @@ Who calls: the Docker engine, which has this as its driver of services.
 """
 
 import asyncio
-import collections.abc
 import contextlib
 import ipaddress
 from typing import Any
@@ -22,13 +21,9 @@ from magnum import errors
 from magnum.clients import docker, nftables
 from magnum.engines import base
 from magnum.engines.docker import doors, wiring
-from magnum.networks import names, neutron, overlay, services, wires
+from magnum.networks import members, names, neutron, overlay, services
 from magnum.objects import base as objects
 from magnum.objects import service as service_objects
-
-MEMBER = services.Place(member=True)
-AT_ONCE = 8
-"""Namespaces whose rules are changed at the same time."""
 
 LOG = structlog.get_logger(__name__)
 
@@ -55,6 +50,7 @@ class Service(base.Driver):
         self._conf = conf
         self._hosts = hosts
         self._table = f"magnum-{conf.deployment}"
+        self._members = members.Members(self._table, self._wires)
         self._doors = doors.Doors(client, conf, wired, self._table)
         # a change is read, made and written; those of a host are few and take milliseconds
         self._lock = asyncio.Lock()
@@ -113,8 +109,8 @@ class Service(base.Driver):
             return []
         async with self._lock:
             found = services.owners(await self._engine().table(self._table))
-            for table in await self._tables(None):
-                found |= services.owners(table)
+            for held in await self._members.owners(None):
+                found |= held or set()
         return [base.Seen(kind="service", uuid=uuid) for uuid in sorted(found) if objects.is_uuid(uuid)]
 
     def _socket(self) -> str | None:
@@ -176,45 +172,14 @@ class Service(base.Driver):
     async def enter(self, bay: str, pid: int) -> None:
         """Give a namespace that has joined ``bay`` the rules of all its services, before anything runs there."""
         async with self._lock:
-            found = [i for i in self._of_bay.get(bay, {}).values() if i.spec.virtual_ip and not i.spec.headless]
-            rules = [services.apply(self._table, MEMBER, None, item) for item in found]
-            await nftables.Namespace(pid).change("".join(rules))
-
-    async def _each(self, bay: str | None, what: collections.abc.Callable[[nftables.Namespace], Any]) -> list[Any]:
-        """Return what ``what`` gives for each namespace of ``bay`` (None: of all) here; one that ends meanwhile is left out."""
-        hands = asyncio.Semaphore(AT_ONCE)
-
-        async def one(record: wires.Record) -> Any:
-            async with hands:
-                try:
-                    return await what(nftables.Namespace(record.pid)) if record.alive else None
-                except errors.EngineError:
-                    if record.alive:
-                        raise
-                    return None
-
-        return list(await asyncio.gather(*(one(record) for record in self._wires.members(bay))))
-
-    async def _apply_members(self, item: service_objects.Service) -> None:
-        self._of_bay.setdefault(item.bay_uuid or "", {})[item.uuid] = item
-        if item.spec.virtual_ip and not item.spec.headless:
-            udp = any(port.protocol.lower() == "udp" for port in item.spec.ports)
-
-            async def change(namespace: nftables.Namespace) -> None:
-                await self._change(namespace, MEMBER, item)
-                if udp:
-                    await self._cut(namespace, _Site(place=MEMBER, network=""), item)
-
-            await self._each(item.bay_uuid, change)
-        await self._hosts.write(item.bay_uuid or "", item.uuid, item)
-
-    async def _tables(self, bay: str | None) -> list[nftables.Table | None]:
-        return await self._each(bay, lambda namespace: namespace.table(self._table))
+            await self._members.enter(pid, self._of_bay.get(bay, {}).values())
 
     async def _apply(self, item: service_objects.Service) -> None:
         spec = item.spec
         if self._wires.bay(item.bay_uuid) is not None:
-            await self._apply_members(item)
+            self._of_bay.setdefault(item.bay_uuid or "", {})[item.uuid] = item
+            await self._members.apply(item)
+            await self._hosts.write(item.bay_uuid or "", item.uuid, item)
             return
         if spec.headless or not spec.virtual_ip:
             await self._hosts.write(item.bay_uuid or "", item.uuid, item)
@@ -230,10 +195,9 @@ class Service(base.Driver):
         if site.bridge is not None:
             await engine.hairpin(site.bridge)
         await self._admit(engine, site.place, item)
-        if any(port.protocol.lower() == "udp" for port in spec.ports):
-            for namespace in (engine, site.anchor):
-                if namespace is not None:
-                    await self._cut(namespace, site, item)
+        await members.cut(engine, item, site.place.relay)
+        if site.anchor is not None:
+            await members.cut(site.anchor, item)
         await self._hosts.write(item.bay_uuid or "", item.uuid, item)
 
     async def _change(
@@ -252,24 +216,13 @@ class Service(base.Driver):
             if rule not in want:
                 await engine.dismiss(rule)
 
-    async def _cut(self, namespace: nftables.Namespace, site: _Site, item: service_objects.Service) -> None:
-        """Forget UDP flows to pods that are no endpoints now: without it they would go on while the client sends."""
-        mine = frozenset(address.partition("/")[0] for address in await namespace.addresses())
-        relay = site.place.relay if namespace is not site.anchor else None
-        stale = {
-            (flow.address, flow.port, flow.answering) for flow in await namespace.flows("udp")
-            if flow.answering != relay and services.stale(flow, item, mine)
-        }  # fmt: skip
-        for address, port, answering in sorted(stale):
-            await namespace.forget(address, "udp", port=port, answering=answering)
-
     async def _stands(self, item: service_objects.Service) -> bool:
         if item.spec.headless or not item.spec.virtual_ip:
             return True
         if self._wires.bay(item.bay_uuid) is not None:
-            found = await self._tables(item.bay_uuid)
+            owned = await self._members.owners(item.bay_uuid)
             return item.uuid in self._of_bay.get(item.bay_uuid or "", {}) and all(
-                table is not None and item.uuid in services.owners(table) for table in found
+                found is None or item.uuid in found for found in owned
             )
         engine = self._engine()
         site = await self._site(item, engine)
@@ -284,15 +237,7 @@ class Service(base.Driver):
             known.pop(uuid, None)
         if self._socket() is None:
             return
-
-        async def leave(namespace: nftables.Namespace) -> None:
-            table = await namespace.table(self._table)
-            if uuid in services.owners(table):
-                addresses = services.addresses(table, uuid)
-                await namespace.change(services.remove(self._table, table, uuid))
-                await self._forget(namespace, addresses)
-
-        await self._each(None, leave)
+        await self._members.remove(uuid)
         engine = self._engine()
         for rule in await engine.admissions(services.comment(self._conf.deployment, uuid)):
             await engine.dismiss(rule)
@@ -302,7 +247,7 @@ class Service(base.Driver):
         # also of a bay that has a bridge, where there is no such route
         for address in addresses:
             await engine.unroute(address)
-        await self._forget(engine, addresses)
+        await members.forget(engine, addresses)
         labels = [f"{base.DEPLOYMENT}={self._conf.deployment}", f"{overlay.ROLE}={overlay.ANCHOR}"]
         for row in await self._client.containers(labels):
             with contextlib.suppress(errors.NotFound):
@@ -321,12 +266,7 @@ class Service(base.Driver):
             interface = held.get(f"{address}/32")
             if interface:
                 await anchor.remove_address(address, interface)
-        await self._forget(anchor, addresses)
-
-    async def _forget(self, namespace: nftables.Namespace, addresses: list[str]) -> None:
-        for address in addresses:
-            for protocol in ("tcp", "udp"):
-                await namespace.forget(address, protocol)
+        await members.forget(anchor, addresses)
 
 
 def _state(item: service_objects.Service) -> dict[str, Any]:

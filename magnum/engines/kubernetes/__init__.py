@@ -56,13 +56,13 @@ class Kubernetes(base.Engine):
             "bay": bay.Bay(found, conf, self._wires),
             "container": container.Container(found, conf),
             "pod": pod.Pod(found, conf),
-            "service": service.Service(found, conf),
+            "service": service.Service(found, conf, self._wires),
             "rc": replication_controller.ReplicationController(found, conf),
         }
 
     async def start(self) -> None:
         for each in self.clusters.values():
-            each.pod_changed = self._node.look if self._node is not None else None
+            each.seen = self._node.look if self._node is not None else None
             each.start()
         if self._node is not None:
             await self._node.start()

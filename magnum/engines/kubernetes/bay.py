@@ -15,7 +15,7 @@ from oslo_config import cfg
 
 from magnum import errors
 from magnum.engines import base
-from magnum.engines.kubernetes import bodies, certificates, cluster, objects
+from magnum.engines.kubernetes import bodies, certificates, cluster, nodes, objects
 from magnum.networks import neutron, wires
 from magnum.objects import bay
 
@@ -179,6 +179,7 @@ class Bay(base.Driver):
         if item is not None and item.deleting and neutron.is_on(item.spec):
             # after the pods, whose ports go when they do
             try:
+                await nodes.orphans(self._wires.client, self._conf.deployment, uuid, item.project_id)
                 left = await neutron.remove(self._wires.client, self._conf.deployment, uuid, item.project_id)
             except errors.MagnumError as error:
                 left = [error.detail]

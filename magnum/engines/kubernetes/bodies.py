@@ -21,6 +21,10 @@ from magnum.objects import base as objects
 from magnum.objects import bay, container, pod, replication_controller, service
 
 CREATOR = {"app.kubernetes.io/managed-by": "magnum"}
+ROLE = base.LABEL + "role"
+DOOR = "door"
+"""The role of a pod that a floating IP leads to."""
+DOOR_SECONDS = 10
 MAIN = "main"
 """The container within a pod that is one of Magnum's containers."""
 QUOTA, LIMIT = "quota.", "limit."
@@ -214,8 +218,13 @@ def controller_body(conf: cfg.ConfigOpts, item: replication_controller.Replicati
     return data
 
 
-def service_body(conf: cfg.ConfigOpts, item: service.Service) -> dict[str, Any]:
+def service_body(conf: cfg.ConfigOpts, item: service.Service, network: neutron.Facts | None = None) -> dict[str, Any]:
+    """Return the Service that ``item`` is here. On Neutron the cluster balances nothing from outside: ``doors`` does."""
     data = _named(conf, item, "service")
+    if network is not None:
+        data["spec"].pop("loadBalancerSourceRanges", None)
+        if data["spec"].get("type") == "LoadBalancer":
+            data["spec"]["type"] = "ClusterIP"
     for port in data["spec"].get("ports", []):
         # what server-side apply tells ports apart by
         port.setdefault("protocol", "TCP")
@@ -293,6 +302,39 @@ def container_body(conf: cfg.ConfigOpts, item: container.Container) -> dict[str,
     meta["labels"] |= {"app.kubernetes.io/name": host} if host else {}
     meta["annotations"] = {base.LABEL + "name": item.name, **_wishes(spec)}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": _confine(conf, body)}
+
+
+def door(conf: cfg.ConfigOpts, item: service.Service, groups: list[str]) -> dict[str, Any]:
+    """Return the controller of the pod that the floating IP of ``item`` leads to. ``groups``: uuids of security groups."""
+    options = conf.kubernetes
+    name = f"magnum-door-{item.uuid}"
+    meta = _meta(conf, item, "service", name, cluster.namespace(item.bay_uuid or ""))
+    meta["labels"][ROLE] = DOOR
+    one: dict[str, Any] = {
+        "name": DOOR, "image": options.door_image, "imagePullPolicy": "IfNotPresent",
+        "resources": {"limits": {"memory": "16Mi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+                            "capabilities": {"drop": ["ALL"]}},
+    }  # fmt: skip
+    if options.door_command:
+        one["command"] = list(options.door_command)
+    # another is made soon after its node is lost
+    soon = [
+        {"key": f"node.kubernetes.io/{why}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": DOOR_SECONDS}
+        for why in ("unreachable", "not-ready")
+    ]  # fmt: skip
+    annotations = {cluster.SECURITY_GROUPS: msgspec.json.encode(groups).decode()}
+    return {
+        "apiVersion": "v1", "kind": "ReplicationController", "metadata": meta,
+        "spec": {
+            "replicas": 1, "selector": {base.UUID: item.uuid, ROLE: DOOR},
+            "template": {
+                "metadata": {"labels": meta["labels"], "annotations": annotations},
+                "spec": {"containers": [one], "automountServiceAccountToken": False, "enableServiceLinks": False,
+                         "terminationGracePeriodSeconds": 0, "tolerations": soon},
+            },
+        },
+    }  # fmt: skip
 
 
 def opening_name(uuid: str) -> str:

@@ -199,8 +199,8 @@ class Cluster:
         self.name = client.name
         self.version = ""
         self._tell = tell
-        self.pod_changed: collections.abc.Callable[[Kept], None] | None = None
-        """Is given each pod that is another than before, by an engine whose machine may have it."""
+        self.seen: collections.abc.Callable[[str, Kept], None] | None = None
+        """Is given (collection, object) of each change, on a machine that is a node."""
         ours = {"labelSelector": f"{base.DEPLOYMENT}={deployment}"}
         self._warnings: dict[str, Kept] = {}
         """Pod's uid → the latest warning of it."""
@@ -274,6 +274,8 @@ class Cluster:
     def _changed(self, collection: str, was: Kept | None, kept: Kept | None) -> None:
         found = kept or was
         assert found is not None
+        if self.seen is not None:
+            self.seen(collection, found)
         if collection == "nodes":
             # their heartbeats change nothing that is shown
             if (was is None or kept is None) or _ready(was) != _ready(kept):
@@ -286,8 +288,6 @@ class Cluster:
             if service is not None:
                 self._tell(base.Notice(kind="service", uuid=service.uuid))
         elif collection in KINDS:
-            if collection == "pods" and kept is not None and self.pod_changed is not None:
-                self.pod_changed(kept)
             self._tell(base.Notice(kind=found.labels.get(base.KIND) or KINDS[collection], uuid=found.uuid))
         elif found.labels.get(base.KIND) == "service":
             self._tell(base.Notice(kind="service", uuid=found.uuid))

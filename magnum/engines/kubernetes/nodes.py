@@ -29,8 +29,9 @@ import structlog
 from oslo_config import cfg
 
 from magnum import errors
+from magnum.clients import neutron as api
 from magnum.clients import nftables
-from magnum.engines.kubernetes import cluster
+from magnum.engines.kubernetes import cluster, virtual_ips
 from magnum.networks import neutron, wires
 from magnum.objects import container, pod
 
@@ -103,6 +104,7 @@ class Node:
         self._busy: set[str] = set()
         self._changed: set[str] = set()
         self._woken = asyncio.Event()
+        self._virtual_ips = virtual_ips.VirtualIps(conf, clusters, wired, self.where, self._kept)
 
     async def start(self) -> None:
         """Begin to answer. Raises Invalid for a socket that cannot be made."""
@@ -117,7 +119,8 @@ class Node:
             raise errors.Invalid(f"{self._path}: {error.strerror}", field="[kubernetes] cni_socket") from None
         listener.setblocking(False)
         self._listener = listener
-        self._tasks = [asyncio.create_task(each) for each in (self._listen(), self._follow(), self._check())]
+        loops = (self._listen(), self._follow(), self._check(), self._virtual_ips.follow())
+        self._tasks = [asyncio.create_task(each) for each in loops]
 
     async def close(self) -> None:
         """Take no more questions; what is in hand is given up, and done again when the kubelet asks again."""
@@ -196,8 +199,10 @@ class Node:
             await self._wires.plug(record, where, asked.container, self._conf.kubernetes.service_cidr)
             self._release(kept.uid)
             self._held[kept.uid] = _Held(where)
+            # once it is found by others, so that no change falls in between
+            await self._virtual_ips.enter(home, kept, record, where)
         LOG.info("plugged", pod=f"{kept.namespace}/{kept.name}", uid=kept.uid, ports=[w.port for w in record.wires])
-        self.look(kept)
+        self.look("pods", kept)
         return {"result": _result(record, facts, asked)}
 
     async def _del(self, asked: Question) -> dict[str, Any]:
@@ -205,8 +210,8 @@ class Node:
         if record is None and self._latest.get(asked.uid) == asked.container:
             record = self._wires.record(asked.uid)
         if record is None:
-            # another plugin's, or long gone: both take no harm
-            return {"delegate": True}
+            # long gone; or another plugin's, which would take any interface of the namespace for its own
+            return {} if await self._is_ours(asked.namespace) else {"delegate": True}
         async with self._alone(record.uuid):
             now = self._wires.record(record.uuid)
             if now is not None and now.tag in ("", asked.container):
@@ -259,6 +264,13 @@ class Node:
             return each, facts
         raise Refused(UNKNOWN, f"no cluster of this node has a namespace {namespace}")
 
+    async def _is_ours(self, namespace: str) -> bool:
+        """Return whether a namespace is a bay's on Neutron; of one that has gone that is not known. Raises Unavailable."""
+        try:
+            return await self._home(namespace) is not None
+        except Refused as error:
+            return error.code != UNKNOWN
+
     async def _pod(self, home: cluster.Cluster, asked: Question) -> cluster.Kept:
         kept = home.mirrors["pods"].get(asked.namespace, asked.pod)
         if kept is None or not asked.uid or kept.uid != asked.uid:
@@ -276,6 +288,10 @@ class Node:
             if kept is not None:
                 return each, kept
         return None
+
+    def _kept(self, uid: str) -> cluster.Kept | None:
+        known = self._known(uid)
+        return known[1] if known is not None else None
 
     async def _ports(self, kept: cluster.Kept, facts: neutron.Facts) -> wires.Record:
         """Have the ports of a pod as its annotations ask. Raises Waits, Invalid, QuotaExceeded, EngineError."""
@@ -310,9 +326,14 @@ class Node:
 
     # what changes
 
-    def look(self, kept: cluster.Kept) -> None:
-        """See that a pod of this node has what its annotations ask for, and tells what it has."""
-        if self._wires.record(kept.uid) is not None:
+    def look(self, collection: str, kept: cluster.Kept) -> None:
+        """See that a pod of this node has what its annotations ask for, and tells what it has; and follow services.
+
+        ``kept``: as it is, or was before it went.
+        """
+        if collection in virtual_ips.COLLECTIONS:
+            self._virtual_ips.changed(kept)
+        elif collection == "pods" and self._wires.record(kept.uid) is not None:
             self._changed.add(kept.uid)
             self._woken.set()
 
@@ -396,6 +417,14 @@ class Node:
                 self._changed.add(record.uuid)
         if self._changed:
             self._woken.set()
+
+
+async def orphans(client: api.Client, deployment: str, bay: str, project: str) -> None:
+    """Remove from the own network of a bay that is over the ports of pods whose nodes are lost. Raises as the client."""
+    for network in await client.list(api.Network, description=neutron.mark(deployment, "bay", bay), project_id=project):
+        for port in await client.list(api.Port, network_id=network.id, device_owner=f"{wires.OWNER}{KIND}"):
+            if (neutron.marked(port.description, deployment) or ("", ""))[0] == KIND:
+                await client.delete(api.Port, port.id)
 
 
 def _receive(peer: socket.socket) -> tuple[bytes, list[int]]:

@@ -1,21 +1,62 @@
 """Services on a cluster: a Service each, and for one that is reached from outside an opening in the bay's network policy.
 
+In a bay on Neutron that is a door instead, see ``doors``.
+
 Who calls: the Kubernetes engine, which has this as its driver of services.
 """
 
 from typing import Any
 
+from oslo_config import cfg
+
+from magnum import errors
 from magnum.engines import base
-from magnum.engines.kubernetes import bodies, cluster, objects
+from magnum.engines.kubernetes import bodies, cluster, doors, objects
+from magnum.networks import neutron, wires
 from magnum.objects import service
 
 
 class Service(objects.Driver):
     collection, kind, failed = "services", "service", "Error"
 
+    def __init__(self, clusters: objects.Clusters, conf: cfg.ConfigOpts, wired: wires.Wires) -> None:
+        super().__init__(clusters, conf)
+        self._doors = doors.Doors(conf, wired)
+
+    def _network(self, item: service.Service) -> tuple[cluster.Cluster, neutron.Facts | None]:
+        """Return the cluster of a service, and its bay's network if that is on Neutron. Raises Unavailable."""
+        where = self._clusters.of(item.bay_uuid or "")
+        return where, cluster.network(where.mirrors["namespaces"].get("", cluster.namespace(item.bay_uuid or "")))
+
     def body(self, item: service.Service) -> dict[str, Any]:
         service.check(item.spec, "kubernetes")
-        return bodies.service_body(self._conf, item)
+        return bodies.service_body(self._conf, item, self._network(item)[1])
+
+    async def apply(self, item: Any, progress: base.Progress) -> base.Outcome:
+        found = await super().apply(item, progress)
+        where, facts = self._network(item)
+        if facts is None or found.status != "Active" or item.spec.foreign:
+            return found
+        try:
+            await (self._doors.open(item, where, facts) if item.spec.external else self._doors.close(item.uuid, where))
+        except neutron.Waits as error:
+            # within the bay it works all the same
+            found.status = item.status if item.status in ("Creating", "Updating") else "Active"
+            found.reason, found.pending, found.retry_after = f"waits: {error.detail}", True, 2.0
+        except errors.MagnumError as error:
+            found.status, found.reason, found.retry_after = "Error", str(error), objects.AGAIN
+        found.state |= self._doors.state(item.uuid)
+        return found
+
+    async def observe(self, item: Any) -> base.Outcome:
+        found = await super().observe(item)
+        where, facts = self._network(item)
+        if facts is None or found.gone or item.spec.foreign:
+            return found
+        found.state |= self._doors.state(item.uuid)
+        if not self._doors.stands(item, where):
+            found.status, found.reason, found.pending, found.retry_after = item.status, item.status_reason, True, 0.0
+        return found
 
     async def ensured(self, item: service.Service, where: cluster.Cluster) -> None:
         space = cluster.namespace(item.bay_uuid or "")
@@ -53,4 +94,32 @@ class Service(objects.Driver):
             where, kept = found
             if where.mirrors["networkpolicies"].get(kept.namespace, bodies.opening_name(uuid)) is not None:
                 await where.client.delete(where.path("networkpolicies", kept.namespace, bodies.opening_name(uuid)))
-        return await super().remove(uuid, item)
+        left = await super().remove(uuid, item)
+        return await self._close(uuid, item) if left.gone else left
+
+    async def _close(self, uuid: str, item: service.Service | None) -> base.Outcome:
+        """Close the door of a service that is gone, if its bay may be on Neutron."""
+        if item is not None and item.bay_uuid is not None:
+            try:
+                where, facts = self._network(item)
+            except errors.Unavailable:
+                # the bay's namespace went before, with all that is in it; what Neutron has of the service did not
+                where, facts = None, None
+                if not item.spec.external:
+                    return base.Outcome(gone=True)
+            else:
+                if facts is None:
+                    return base.Outcome(gone=True)
+            homes = [where] if where is not None else list(self._clusters.all.values())
+        else:
+            homes = list(self._clusters.all.values())
+        if not self._doors.configured:
+            return base.Outcome(gone=True)
+        try:
+            for home in homes:
+                home.check()
+                await self._doors.close(uuid, home)
+        except neutron.Waits as error:
+            return base.Outcome(status="Deleting", reason=error.detail, pending=True, retry_after=1.0)
+        self._doors.forget(uuid)
+        return base.Outcome(gone=True)
