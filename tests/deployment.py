@@ -66,7 +66,8 @@ def on_neutron(**more):
         # a backend of the node is there; this one is not
         each[cluster["node"]]["neutron"]["network_namespace"] = f"/proc/{cluster['inner']}/ns/net"
         each[cluster["node"]]["kubernetes"] = {"service_cidr": cluster["services"]}
-    return {"neutron": options}, each
+    doors = {"door_image": images.PAUSE, "door_command": ",".join(images.PAUSE_COMMAND)}
+    return {"neutron": options, "kubernetes": doors}, each
 
 
 def ask(port, method, path, headers, body=None):

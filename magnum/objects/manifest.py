@@ -416,7 +416,6 @@ ONLY_KUBERNETES: dict[str, tuple[Any, ...]] = {
 ONLY_DOCKER: dict[str, tuple[Any, ...]] = {
     "*container*.ports[].hostPort": (0,),
     "*container*.ports[].hostIP": ("",),
-    "spec.loadBalancerSourceRanges": ([],),
 }
 """Fields that a Kubernetes bay refuses."""
 

@@ -17,7 +17,7 @@ import pytest
 from testbed import base, images, kubernetes
 from tests.deployment import Deployment, keystone_authtoken, on_neutron, until
 from tests.live.conftest import _running, _servers
-from tests.tenants import SERVE, Machine, PodOfCluster, Tenant, leftovers
+from tests.tenants import SERVE, Machine, PodOfCluster, Tenant, gets, leftovers
 
 PLUGIN = pathlib.Path(sys.executable).parent / "magnum-cni"
 LABEL = "org.openstack.magnum."
@@ -29,13 +29,15 @@ class Kube(Tenant):
     def model(self, name, **model):
         return super().model(name, **({"coe": "kubernetes", "external_network_id": None} | model))
 
-    def pod(self, bay, name, image=images.DEMO, **more):
+    def pod(self, bay, name, image=images.DEMO, wait=60, **more):
         ready = {"exec": {"command": ["test", "-e", "/www/index.html"]}, "periodSeconds": 1}
         container = {"name": "web", "image": image, "command": SERVE, "readinessProbe": ready,
                      "imagePullPolicy": "Never", "ports": [{"containerPort": 80}]}  # fmt: skip
         manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}},
                     "spec": {"containers": [container], "terminationGracePeriodSeconds": 0}}  # fmt: skip
-        status, made = self.ask("POST", "/v1/pods?wait=60", {"bay_uuid": bay["uuid"], "manifest": manifest, **more})
+        status, made = self.ask(
+            "POST", f"/v1/pods?wait={wait}", {"bay_uuid": bay["uuid"], "manifest": manifest, **more}
+        )
         assert status in (201, 202), made
         return made
 
@@ -335,6 +337,72 @@ def test_a_service_is_reached_by_its_cluster_ip_from_within_its_bay(wired, alpha
     alpha.gone("containers", late["uuid"])
 
 
+def test_a_service_has_a_floating_ip_and_lets_in_whom_it_names(wired, alpha):
+    outside = wired.hosts[next(iter(wired.hosts))].enter
+    bay = alpha.bay("shop", external_network_id="outside")
+    pod = alpha.running(bay, "shop")
+    status, service = alpha.service(bay, "shop", external=True)
+    assert (status, service["status"], service["external"]) == (201, "Active", True), service
+    address = service["external_ip"]
+    assert address.startswith("172.24.4.")
+    until(lambda: gets(outside, address, 8080) == "shop", 30)
+    # the pod itself stays shut, inside they go on as before, and the cluster opens no port of its nodes
+    assert gets(outside, address, 80) is None and pod.gets(service["ip"], 8080) == "shop"
+    assert kubectl("-n", space(bay), "get", "service", "shop", "-o", "jsonpath={.spec.type}").stdout == "ClusterIP"
+    for ranges, opened in ((["203.0.113.0/24"], False), (["203.0.113.0/24", "172.24.4.0/24"], True)):
+        patch = [{"op": "add", "path": "/manifest/spec/loadBalancerSourceRanges", "value": ranges}]
+        status, changed = alpha.ask("PATCH", "/v1/services/shop?wait=30", patch)
+        assert (status, changed["source_ranges"], changed["external_ip"]) == (200, ranges, address), changed
+        until(lambda opened=opened: (gets(outside, address, 8080) == "shop") is opened, 20)
+    # its door is lost: another is made, and found under the same address
+    kubectl("-n", space(bay), "delete", "pods", "-l", f"{LABEL}role=door", "--grace-period=0", "--force")
+    until(lambda: gets(outside, address, 8080) == "shop", 60)
+    patch = [
+        {"op": "remove", "path": "/manifest/spec/loadBalancerSourceRanges"},
+        {"op": "replace", "path": "/external", "value": False},
+    ]
+    status, changed = alpha.ask("PATCH", "/v1/services/shop?wait=30", patch)
+    assert (status, changed.get("external"), changed.get("external_ip")) == (200, False, None), changed
+    assert alpha.neutron("GET", "/floatingips")["floatingips"] == []
+    status, changed = alpha.ask(
+        "PATCH", "/v1/services/shop?wait=30", [{"op": "replace", "path": "/external", "value": True}]
+    )
+    assert status == 200 and gets(outside, changed["external_ip"], 8080) == "shop", changed
+    alpha.gone("services", "shop")
+    assert alpha.neutron("GET", "/floatingips")["floatingips"] == []
+    groups = [g["name"] for g in alpha.neutron("GET", "/security-groups")["security_groups"]]
+    assert "magnum-shop" in groups and len(groups) == len(set(groups)), groups
+    alpha.gone("bays", bay["uuid"])
+    assert alpha.neutron("GET", "/routers")["routers"] == []
+
+
+def _manifest(**more):
+    container = {"name": "web", "image": images.DEMO} | more
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "no"}, "spec": {"containers": [container]}}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"ports": [{"containerPort": 80, "hostPort": 8080}]}, "spec.containers[0].ports[0].hostPort"),
+        ({"readinessProbe": {"httpGet": {"port": 80}}}, "spec.containers[0].readinessProbe.httpGet"),
+        ({"livenessProbe": {"tcpSocket": {"port": 80}}}, "spec.containers[0].livenessProbe.tcpSocket"),
+    ],
+)
+def test_what_only_a_node_on_the_network_could_do_is_refused(alpha, ours, body, field):
+    status, refused = alpha.ask("POST", "/v1/pods", {"bay_uuid": ours["uuid"], "manifest": _manifest(**body)})
+    assert status == 400 and refused["errors"][0]["detail"].startswith(f"{field}: "), refused
+    template = {"metadata": {"labels": {"app": "no"}}, "spec": _manifest(**body)["spec"]}
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "ReplicationController",
+        "metadata": {"name": "no"},
+        "spec": {"template": template},
+    }
+    status, refused = alpha.ask("POST", "/v1/rcs", {"bay_uuid": ours["uuid"], "manifest": manifest})
+    assert status == 400 and refused["errors"][0]["detail"].startswith(f"spec.template.{field}: "), refused
+
+
 def test_whatever_dies_each_pod_has_one_port(wired, alpha, ours, pods):
     node, a0 = wired.keepers[0], pods["a0"]
     before = {p["id"] for p in alpha.ports()}
@@ -342,24 +410,18 @@ def test_whatever_dies_each_pod_has_one_port(wired, alpha, ours, pods):
     def mine():
         return [p for p in alpha.ports(device_owner="magnum:kubernetes-pod") if p["id"] not in before]
 
-    names = [f"many{n}" for n in range(8)]
-    manifest = {"name": "web", "image": images.DEMO, "command": SERVE, "imagePullPolicy": "Never"}
-    body = {"bay_uuid": ours["uuid"]}
-    uuids = []
-    for name in names:
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-               "spec": {"containers": [manifest], "terminationGracePeriodSeconds": 0}}  # fmt: skip
-        status, made = alpha.ask("POST", "/v1/pods", {**body, "manifest": pod})
-        assert status in (201, 202), made
-        uuids.append(made["uuid"])
-        if name in ("many1", "many4"):
-            # in the middle of an ADD, or just before
-            until(mine)
-            wired.kill(node, signal.SIGKILL)
-            wired.start(node)
-    until(lambda: all(alpha.show("pods", uuid)["status"] == "Running" for uuid in uuids), 120)
-    ports = until(lambda: len(found := mine()) == len(names) and found, 30)
-    assert len({p["device_id"] for p in ports}) == len(names)
+    uuids = [alpha.pod(ours, f"many{n}", wait=0)["uuid"] for n in range(3)]
+    # in the middle of an ADD
+    until(mine)
+    wired.kill(node, signal.SIGKILL)
+    uuids += [alpha.pod(ours, f"many{n}", wait=0)["uuid"] for n in range(3, 6)]
+    # by whoever keeps the bay now
+    words = "the node's magnum-backend does not answer"
+    until(lambda: words in (alpha.show("pods", uuids[-1])["status_reason"] or ""), 60)
+    wired.start(node)
+    until(lambda: all(alpha.show("pods", uuid)["ready"] for uuid in uuids), 90)
+    ports = until(lambda: len(found := mine()) == len(uuids) and found, 30)
+    assert len({p["device_id"] for p in ports}) == len(uuids)
     for uuid in uuids[:2]:
         found = PodOfCluster(wired, alpha.show("pods", uuid))
         until(lambda found=found: a0.gets(found.ip) == found.made["name"], 20)
@@ -373,16 +435,11 @@ def test_whatever_dies_each_pod_has_one_port(wired, alpha, ours, pods):
     assert a0.gets(PodOfCluster(wired, alpha.show("pods", uuids[0])).ip) == "many0"
     # without the node's backend pods go all the same, and what they had when it is back
     wired.kill(node, signal.SIGKILL)
-    alpha.gone("pods", *uuids[:4])
-    status, waits = alpha.ask("POST", "/v1/pods?wait=0", {**body, "manifest": {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "waits"},
-        "spec": {"containers": [manifest], "terminationGracePeriodSeconds": 0}}})  # fmt: skip
-    reason = until(lambda: alpha.show("pods", waits["uuid"])["status_reason"], 60)
-    assert "the node's magnum-backend does not answer" in reason, reason
+    alpha.gone("pods", *uuids[:3])
+    assert len(mine()) == len(uuids)
     wired.start(node)
-    until(lambda: alpha.show("pods", waits["uuid"])["status"] == "Running", 60)
-    until(lambda: len(mine()) == 5, 30)
-    alpha.gone("pods", *uuids[4:], waits["uuid"])
+    until(lambda: len(mine()) == 3, 30)
+    alpha.gone("pods", *uuids[3:])
     until(lambda: mine() == [], 30)
 
 
@@ -409,9 +466,8 @@ def test_while_neutron_is_down_pods_run_go_and_wait(wired, alpha, ours, pods, ne
     networking_node.stop()
     try:
         assert a0.gets(a1.ip) == "a1"
-        made = alpha.pod(ours, "later")
-        reason = until(lambda: alpha.show("pods", made["uuid"])["status_reason"], 60)
-        assert "Neutron does not answer" in reason, reason
+        made = alpha.pod(ours, "later", wait=0)
+        until(lambda: "Neutron does not answer" in (alpha.show("pods", made["uuid"])["status_reason"] or ""), 60)
         alpha.gone("pods", gone.made["uuid"])
         wired.kill(wired.keepers[0], signal.SIGKILL)
         wired.start(wired.keepers[0])
@@ -428,8 +484,8 @@ def test_everything_deleted_leaves_nothing_on_the_node(wired, alpha, beta, ours,
     cluster = base.facts("kubernetes")
     spaces = base.run(*cluster["enter"], "ls", "/run/netns").stdout.split()
     assert len(spaces) >= len(pods)
-    alpha.gone("bays", ours["uuid"])
-    beta.gone("bays", theirs["uuid"])
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(lambda each: each[0].gone("bays", each[1]["uuid"]), ((alpha, ours), (beta, theirs))))
     until(lambda: leftovers(wired) == [], 30)
     assert base.run(*cluster["enter"], "ls", "/run/netns").stdout.split() == []
     assert wired.neutron.request("GET", "/ports?device_owner=magnum:kubernetes-pod")["ports"] == []

@@ -25,6 +25,8 @@ ROLE = base.LABEL + "role"
 DOOR = "door"
 """The role of a pod that a floating IP leads to."""
 DOOR_SECONDS = 10
+MAX_NAMESERVERS = 3
+"""Of a pod (Kubernetes)."""
 MAIN = "main"
 """The container within a pod that is one of Magnum's containers."""
 QUOTA, LIMIT = "quota.", "limit."
@@ -161,11 +163,17 @@ def probes(item: bay.Bay, image: str) -> dict[str, tuple[dict[str, Any], dict[st
 # workloads
 
 
-def _confine(conf: cfg.ConfigOpts, spec: dict[str, Any]) -> dict[str, Any]:
-    """Return a pod's spec with a tenant's confinement where it says nothing."""
+def _confine(conf: cfg.ConfigOpts, spec: dict[str, Any], network: neutron.Facts | None) -> dict[str, Any]:
+    """Return a pod's spec with a tenant's confinement where it says nothing, and what ``network`` (on Neutron) needs.
+
+    From there the cluster's name server is not to be reached.
+    """
     spec = copy.deepcopy(spec)
-    for name, value in (("automountServiceAccountToken", False), ("enableServiceLinks", False)):
+    for name, value in (("automountServiceAccountToken", False), ("enableServiceLinks", network is not None)):
         spec.setdefault(name, value)
+    if network is not None and network.nameservers and not spec.get("hostNetwork") and "dnsPolicy" not in spec:
+        spec["dnsPolicy"] = "None"
+        spec.setdefault("dnsConfig", {}).setdefault("nameservers", network.nameservers[:MAX_NAMESERVERS])
     for each in (*spec.get("containers", []), *spec.get("initContainers", [])):
         security = each.setdefault("securityContext", {})
         if security.get("privileged"):
@@ -200,21 +208,23 @@ def _named(conf: cfg.ConfigOpts, item: Any, kind: str) -> dict[str, Any]:
     return data
 
 
-def pod_body(conf: cfg.ConfigOpts, item: pod.Pod) -> dict[str, Any]:
+def pod_body(conf: cfg.ConfigOpts, item: pod.Pod, network: neutron.Facts | None = None) -> dict[str, Any]:
     data = _named(conf, item, "pod")
     if wishes := _wishes(item.spec):
         data["metadata"]["annotations"] = data["metadata"].get("annotations", {}) | wishes
-    data["spec"] = _confine(conf, data["spec"])
+    data["spec"] = _confine(conf, data["spec"], network)
     return data
 
 
-def controller_body(conf: cfg.ConfigOpts, item: replication_controller.ReplicationController) -> dict[str, Any]:
+def controller_body(
+    conf: cfg.ConfigOpts, item: replication_controller.ReplicationController, network: neutron.Facts | None = None
+) -> dict[str, Any]:
     data = _named(conf, item, "rc")
     spec = data["spec"]
     spec["replicas"] = item.spec.replicas
     spec["selector"] = spec.get("selector") or spec["template"]["metadata"]["labels"]
     spec["template"]["metadata"].pop("namespace", None)
-    spec["template"]["spec"] = _confine(conf, spec["template"]["spec"])
+    spec["template"]["spec"] = _confine(conf, spec["template"]["spec"], network)
     return data
 
 
@@ -231,7 +241,9 @@ def service_body(conf: cfg.ConfigOpts, item: service.Service, network: neutron.F
     return data
 
 
-def container_body(conf: cfg.ConfigOpts, item: container.Container) -> dict[str, Any]:
+def container_body(
+    conf: cfg.ConfigOpts, item: container.Container, network: neutron.Facts | None = None
+) -> dict[str, Any]:
     """Return the pod of one container that ``item`` is here."""
     spec = item.spec
     main: dict[str, Any] = {"name": MAIN, "image": spec.image, "imagePullPolicy": spec.image_pull_policy}
@@ -301,7 +313,7 @@ def container_body(conf: cfg.ConfigOpts, item: container.Container) -> dict[str,
     meta = _meta(conf, item, "container", f"container-{item.uuid}", cluster.namespace(item.bay_uuid or ""))
     meta["labels"] |= {"app.kubernetes.io/name": host} if host else {}
     meta["annotations"] = {base.LABEL + "name": item.name, **_wishes(spec)}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": _confine(conf, body)}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": _confine(conf, body, network)}
 
 
 def door(conf: cfg.ConfigOpts, item: service.Service, groups: list[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Container(objects.Driver):
 
     def body(self, item: container.Container) -> dict[str, Any]:
         container.check_on(container.check(item.spec), "kubernetes")
-        return bodies.container_body(self._conf, item)
+        return bodies.container_body(self._conf, item, self.network(item))
 
     async def apply(self, item: container.Container, progress: base.Progress) -> base.Outcome:
         if item.spec.power == "created":

@@ -17,6 +17,7 @@ from magnum import errors
 from magnum.clients import kubernetes
 from magnum.engines import base
 from magnum.engines.kubernetes import cluster
+from magnum.networks import neutron
 from magnum.objects import base as stored
 
 LOG = structlog.get_logger(__name__)
@@ -109,6 +110,11 @@ class Driver(base.Driver):
         where = self._clusters.of(item.bay_uuid or "")
         where.check()
         return where, where.mirrors[self.collection].by_uuid(item.uuid)
+
+    def network(self, item: Any) -> neutron.Facts | None:
+        """Return the network of an object's bay, None if that is not on Neutron. Raises Unavailable, EngineError."""
+        where = self._clusters.of(item.bay_uuid or "")
+        return cluster.network(where.mirrors["namespaces"].get("", cluster.namespace(item.bay_uuid or "")))
 
     async def apply(self, item: Any, progress: base.Progress) -> base.Outcome:
         if stored.is_foreign(item):

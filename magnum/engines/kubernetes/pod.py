@@ -75,7 +75,7 @@ class Pod(objects.Driver):
 
     def body(self, item: pod.Pod) -> dict[str, Any]:
         pod.check(item.spec, "kubernetes")
-        return bodies.pod_body(self._conf, item)
+        return bodies.pod_body(self._conf, item, self.network(item))
 
     def outcome(self, item: pod.Pod, kept: cluster.Kept, where: cluster.Cluster) -> base.Outcome:
         found = state(kept)

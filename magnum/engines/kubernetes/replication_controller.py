@@ -15,7 +15,7 @@ class ReplicationController(objects.Driver):
 
     def body(self, item: replication_controller.ReplicationController) -> dict[str, Any]:
         replication_controller.check(item.spec, "kubernetes")
-        return bodies.controller_body(self._conf, item)
+        return bodies.controller_body(self._conf, item, self.network(item))
 
     def outcome(
         self, item: replication_controller.ReplicationController, kept: cluster.Kept, where: cluster.Cluster

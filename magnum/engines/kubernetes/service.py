@@ -5,6 +5,7 @@ In a bay on Neutron that is a door instead, see ``doors``.
 Who calls: the Kubernetes engine, which has this as its driver of services.
 """
 
+import contextlib
 from typing import Any
 
 from oslo_config import cfg
@@ -23,18 +24,13 @@ class Service(objects.Driver):
         super().__init__(clusters, conf)
         self._doors = doors.Doors(conf, wired)
 
-    def _network(self, item: service.Service) -> tuple[cluster.Cluster, neutron.Facts | None]:
-        """Return the cluster of a service, and its bay's network if that is on Neutron. Raises Unavailable."""
-        where = self._clusters.of(item.bay_uuid or "")
-        return where, cluster.network(where.mirrors["namespaces"].get("", cluster.namespace(item.bay_uuid or "")))
-
     def body(self, item: service.Service) -> dict[str, Any]:
         service.check(item.spec, "kubernetes")
-        return bodies.service_body(self._conf, item, self._network(item)[1])
+        return bodies.service_body(self._conf, item, self.network(item))
 
     async def apply(self, item: Any, progress: base.Progress) -> base.Outcome:
         found = await super().apply(item, progress)
-        where, facts = self._network(item)
+        facts, where = self.network(item), self._clusters.of(item.bay_uuid or "")
         if facts is None or found.status != "Active" or item.spec.foreign:
             return found
         try:
@@ -50,7 +46,7 @@ class Service(objects.Driver):
 
     async def observe(self, item: Any) -> base.Outcome:
         found = await super().observe(item)
-        where, facts = self._network(item)
+        facts, where = self.network(item), self._clusters.of(item.bay_uuid or "")
         if facts is None or found.gone or item.spec.foreign:
             return found
         found.state |= self._doors.state(item.uuid)
@@ -99,22 +95,15 @@ class Service(objects.Driver):
 
     async def _close(self, uuid: str, item: service.Service | None) -> base.Outcome:
         """Close the door of a service that is gone, if its bay may be on Neutron."""
-        if item is not None and item.bay_uuid is not None:
-            try:
-                where, facts = self._network(item)
-            except errors.Unavailable:
-                # the bay's namespace went before, with all that is in it; what Neutron has of the service did not
-                where, facts = None, None
-                if not item.spec.external:
-                    return base.Outcome(gone=True)
-            else:
-                if facts is None:
-                    return base.Outcome(gone=True)
-            homes = [where] if where is not None else list(self._clusters.all.values())
-        else:
-            homes = list(self._clusters.all.values())
         if not self._doors.configured:
             return base.Outcome(gone=True)
+        homes = list(self._clusters.all.values())
+        if item is not None:
+            # the bay's namespace may have gone before; what Neutron has of the service did not
+            with contextlib.suppress(errors.Unavailable):
+                if self.network(item) is None:
+                    return base.Outcome(gone=True)
+                homes = [self._clusters.of(item.bay_uuid or "")]
         try:
             for home in homes:
                 home.check()
