@@ -380,7 +380,7 @@ def down() -> None:
 
 def _end(host: str = "") -> None:
     """End the agents and the switch of a machine, of all by default."""
-    names = sorted(path.name for path in (base.FOLDER / "pids").glob(f"{NAME}-{host or '*'}*"))
+    names = sorted(path.name for path in (base.FOLDER / "pids").glob(f"{NAME}-{host}-*" if host else f"{NAME}-*"))
     # an agent that has failed takes no SIGTERM
     for name in sorted(names, key=lambda n: n.endswith(("-ovsdb", "-switch"))):
         if name.endswith("-switch"):
