@@ -19,6 +19,7 @@ from tests import guestbook, sessions
 from tests.deployment import until
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
+LABEL = "org.openstack.magnum."
 MEMBER = {"X-Roles": "member"}
 
 
@@ -443,6 +444,28 @@ def test_two_projects_in_one_cluster_and_their_kubeconfigs(slices, slice, tmp_pa
                       ("create", "rolebinding", "more", "--clusterrole=cluster-admin", "--user=me"),
                       ("delete", "namespace", _space(bays[project]))):  # fmt: skip
             assert "forbidden" in mine(*words, check=False).lower(), words
+        # what bears the labels of the other's is not the other's
+        labels = json.loads(_kubectl("-n", _space(bays[other]), "get", "pods", "-l", f"{LABEL}kind=container", "-o",
+                                     "jsonpath={.items[0].metadata.labels}"))  # fmt: skip
+        theirs = {"X-Project-Id": other, "X-Roles": "member"}
+        overrides = json.dumps({"metadata": {"labels": labels}, "spec": {"terminationGracePeriodSeconds": 0}})
+        mine(
+            "run",
+            "forged",
+            f"--image={images.DEMO}",
+            "--restart=Never",
+            "--overrides",
+            overrides,
+            "--",
+            "sleep",
+            "1000",
+        )
+        mine("wait", "pod/forged", "--for=condition=Ready", "--timeout=60s")
+        path = "/v1/containers/c/execute?bay=mine&command=hostname"
+        status, said = slices.request("PUT", path, headers=theirs)
+        assert (status, said["output"].strip()) == (200, "c"), said
+        assert _get(slices, "/v1/containers/c?bay=mine", theirs)["status"] == "Running"
+        mine("delete", "pod", "forged")
         spec = {"containers": [{"name": "x", "image": images.DEMO, "securityContext": {"privileged": True}}]}
         told = mine("run", "root", f"--image={images.DEMO}", "--overrides", json.dumps({"spec": spec}), check=False)
         assert "privileged" in told.lower() and "forbidden" in told.lower(), told

@@ -75,7 +75,7 @@ def limits(conf: cfg.ConfigOpts, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def bay_parts(
-    conf: cfg.ConfigOpts, item: bay.Bay, pods: list[str], writes: dict[str, bool], network: neutron.Facts | None
+    conf: cfg.ConfigOpts, item: bay.Bay, pods: list[str], writes: dict[str, bool], network: neutron.Facts | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return (collection, body) of everything that a bay is made of, its namespace first.
 

@@ -105,7 +105,8 @@ class Mirror:
         self._only = only
         self._changed = changed
         self._all: dict[tuple[str, str], Kept] = {}
-        self._uuids: dict[str, Kept] = {}
+        # anybody may write a label with another's uuid, in a namespace of his own
+        self._uuids: dict[str, dict[str, Kept]] = {}
         self._uids: dict[str, Kept] = {}
         self.synced = asyncio.Event()
         self.problem: str | None = f"cluster {client.name} has not been read yet"
@@ -113,8 +114,10 @@ class Mirror:
     def get(self, where: str, name: str) -> Kept | None:
         return self._all.get((where, name))
 
-    def by_uuid(self, uuid: str) -> Kept | None:
-        return self._uuids.get(uuid)
+    def by_uuid(self, uuid: str, where: str | None = None) -> Kept | None:
+        """Return the object that bears ``uuid`` in the namespace ``where`` (None: in any, for what may be anywhere)."""
+        found = self._uuids.get(uuid, {})
+        return next(iter(found.values()), None) if where is None else found.get(where)
 
     def by_uid(self, uid: str) -> Kept | None:
         """Return an object by the cluster's own name of it, which nobody can give himself."""
@@ -133,10 +136,9 @@ class Mirror:
             return None
         kept = Kept(found)
         if known is not None:
-            self._uuids.pop(known.uuid, None)
-            self._uids.pop(known.uid, None)
+            self._forget(known)
         self._all[(kept.namespace, kept.name)] = kept
-        self._uuids[kept.uuid] = self._uids[kept.uid] = kept
+        self._uuids.setdefault(kept.uuid, {})[kept.namespace] = self._uids[kept.uid] = kept
         self._changed(self.name, known, kept)
         return kept
 
@@ -145,10 +147,16 @@ class Mirror:
         if known is None or known.uid != uid:
             return
         del self._all[(where, name)]
-        self._uids.pop(uid, None)
-        if self._uuids.get(known.uuid) is known:
-            del self._uuids[known.uuid]
+        self._forget(known)
         self._changed(self.name, known, None)
+
+    def _forget(self, known: Kept) -> None:
+        self._uids.pop(known.uid, None)
+        spaces = self._uuids.get(known.uuid, {})
+        if spaces.get(known.namespace) is known:
+            del spaces[known.namespace]
+            if not spaces:
+                del self._uuids[known.uuid]
 
     async def follow(self) -> None:
         """Keep the mirror true, for ever."""

@@ -54,16 +54,19 @@ class Doors:
 
     def stands(self, item: service.Service, where: cluster.Cluster) -> bool:
         """Return whether the door of ``item`` is as it is wanted, or there is none where none is."""
-        known, pod = self._opened.get(item.uuid), self._pod(item.uuid, where)
+        known, pod = self._opened.get(item.uuid), self._pod(item.uuid, where, cluster.namespace(item.bay_uuid or ""))
         if not item.spec.external:
             return known is None and pod is None
         return (
             known is not None and pod is not None and (known.wish, known.pod) == (neutron.publication(item), pod.uid)
         )  # fmt: skip
 
-    def _pod(self, uuid: str, where: cluster.Cluster) -> cluster.Kept | None:
+    def _pod(self, uuid: str, where: cluster.Cluster, space: str | None) -> cluster.Kept | None:
         """Return the pod that is the door of a service, the one that is not on its way out if there are two."""
-        found = [k for k in where.mirrors["pods"].all() if k.uuid == uuid and k.labels.get(bodies.ROLE) == bodies.DOOR]
+        found = [
+            kept for kept in where.mirrors["pods"].all()
+            if kept.uuid == uuid and kept.labels.get(bodies.ROLE) == bodies.DOOR and space in (None, kept.namespace)
+        ]  # fmt: skip
         return min(found, key=lambda kept: (kept.going is not None, kept.uid), default=None)
 
     async def open(self, item: service.Service, where: cluster.Cluster, facts: neutron.Facts) -> None:
@@ -84,7 +87,7 @@ class Doors:
         await where.apply(
             "replicationcontrollers", inside, bodies.door(self._conf, item, [facts.group, known.group])
         )  # fmt: skip
-        pod = self._pod(item.uuid, where)
+        pod = self._pod(item.uuid, where, inside)
         if pod is None or pod.going or cluster.ATTACHED not in pod.annotations:
             words = where.warning(pod.uid) if pod is not None else None
             raise neutron.Waits("its door is being made" + (f" ({words})" if words else ""))
@@ -98,15 +101,15 @@ class Doors:
         )  # fmt: skip
         known.pod = pod.uid
 
-    async def close(self, uuid: str, where: cluster.Cluster) -> None:
-        """Have no door of a service. Raises neutron.Waits: something of it is still to go."""
+    async def close(self, uuid: str, where: cluster.Cluster, space: str | None) -> None:
+        """Have no door of a service of the namespace ``space`` (None: not known). Raises neutron.Waits: something is still to go."""
         if uuid in self._closed:
             return
         try:
-            kept = where.mirrors["replicationcontrollers"].by_uuid(uuid)
+            kept = where.mirrors["replicationcontrollers"].by_uuid(uuid, space)
             if kept is not None and not kept.going:
                 await where.client.delete(where.path("replicationcontrollers", kept.namespace, kept.name), uid=kept.uid)
-            if kept is not None or self._pod(uuid, where) is not None:
+            if kept is not None or self._pod(uuid, where, space) is not None:
                 raise neutron.Waits("its door is being closed")
             await neutron.unpublish(self._wires.client, self._conf.deployment, uuid)
         except (errors.Unavailable, errors.Conflict) as error:

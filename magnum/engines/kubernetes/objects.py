@@ -61,7 +61,7 @@ class Clusters:
         home = self._home(bay_uuid or "") or self._homes.get(bay_uuid or "")
         for each in [home] if home is not None else self.all.values():
             each.check()
-            kept = each.mirrors[collection].by_uuid(uuid)
+            kept = each.mirrors[collection].by_uuid(uuid, cluster.namespace(bay_uuid) if bay_uuid else None)
             if kept is not None:
                 return each, kept
         return None
@@ -109,7 +109,7 @@ class Driver(base.Driver):
         """Return the object as the mirror has it. Raises Unavailable."""
         where = self._clusters.of(item.bay_uuid or "")
         where.check()
-        return where, where.mirrors[self.collection].by_uuid(item.uuid)
+        return where, where.mirrors[self.collection].by_uuid(item.uuid, cluster.namespace(item.bay_uuid or ""))
 
     def network(self, item: Any) -> neutron.Facts | None:
         """Return the network of an object's bay, None if that is not on Neutron. Raises Unavailable, EngineError."""

@@ -34,7 +34,12 @@ class Service(objects.Driver):
         if facts is None or found.status != "Active" or item.spec.foreign:
             return found
         try:
-            await (self._doors.open(item, where, facts) if item.spec.external else self._doors.close(item.uuid, where))
+            space = cluster.namespace(item.bay_uuid or "")
+            await (
+                self._doors.open(item, where, facts)
+                if item.spec.external
+                else self._doors.close(item.uuid, where, space)
+            )
         except neutron.Waits as error:
             # within the bay it works all the same
             found.status = item.status if item.status in ("Creating", "Updating") else "Active"
@@ -107,7 +112,9 @@ class Service(objects.Driver):
         try:
             for home in homes:
                 home.check()
-                await self._doors.close(uuid, home)
+                await self._doors.close(
+                    uuid, home, cluster.namespace(item.bay_uuid or "") if item is not None else None
+                )
         except neutron.Waits as error:
             return base.Outcome(status="Deleting", reason=error.detail, pending=True, retry_after=1.0)
         self._doors.forget(uuid)

@@ -65,7 +65,7 @@ class VirtualIps:
         """Give a pod's namespace the rules of all services of its bay, or a door's those of its own. Raises EngineError."""
         async with self._lock:
             if meant := _door(pod):
-                kept = home.mirrors["services"].by_uuid(meant)
+                kept = home.mirrors["services"].by_uuid(meant, pod.namespace)
                 item = self._item(home, kept) if kept is not None else None
                 if item is not None:
                     await self._lead(record, where, item)
