@@ -460,6 +460,21 @@ class Wires:
 
     # what changes behind our back
 
+    async def checking(self, look: collections.abc.Callable[[], collections.abc.Awaitable[None]]) -> None:
+        """Do ``look`` every ``check_interval``, for ever; what keeps it from working is said when it is news."""
+        said = ""
+        while True:
+            await asyncio.sleep(self._conf.neutron.check_interval)
+            try:
+                await look()
+                said = ""
+            except errors.MagnumError as error:
+                if error.detail != said:
+                    LOG.warning("ports cannot be looked at", reason=error.detail)
+                    said = error.detail
+            except Exception:
+                LOG.exception("looking at ports failed")
+
     async def check(self, wanted: collections.abc.Callable[[str], bool]) -> list[tuple[str, str]]:
         """Return (kind, uuid) of objects that are to be looked at, and remove what nobody has any more.
 

@@ -67,7 +67,7 @@ class Docker(base.Engine):
         except errors.MagnumError as error:
             LOG.warning("Docker does not answer yet", url=self.client.url, reason=error.detail)
         if self._wired.wires.configured:
-            self._checking = asyncio.create_task(self._check())
+            self._checking = asyncio.create_task(self._wired.wires.checking(self._check))
         if self._conf.docker.swarm_managers:
             self._managing = asyncio.create_task(
                 swarm.manage(self.client, self._conf, networks.host_address(self._conf))
@@ -83,22 +83,11 @@ class Docker(base.Engine):
         await self.client.close()
 
     async def _check(self) -> None:
-        """Look from time to time for ports that are gone, and for those that nobody has any more."""
-        said = ""
-        while True:
-            await asyncio.sleep(self._conf.neutron.check_interval)
-            try:
-                marks = [f"{base.DEPLOYMENT}={self._conf.deployment}"]
-                there = {(row.labels or {}).get(base.UUID) for row in await self.client.containers(marks)}
-                for kind, uuid in await self._wired.wires.check(there.__contains__):
-                    self._notices.put_nowait(base.Notice(kind=kind, uuid=uuid))
-                said = ""
-            except errors.MagnumError as error:
-                if error.detail != said:
-                    LOG.warning("ports cannot be looked at", reason=error.detail)
-                    said = error.detail
-            except Exception:
-                LOG.exception("looking at ports failed")
+        """Look for ports that are gone, and for those that nobody has any more. Raises Unavailable."""
+        marks = [f"{base.DEPLOYMENT}={self._conf.deployment}"]
+        there = {(row.labels or {}).get(base.UUID) for row in await self.client.containers(marks)}
+        for kind, uuid in await self._wired.wires.check(there.__contains__):
+            self._notices.put_nowait(base.Notice(kind=kind, uuid=uuid))
 
     async def facts(self) -> dict[str, Any]:
         try:

@@ -119,7 +119,7 @@ class Node:
             raise errors.Invalid(f"{self._path}: {error.strerror}", field="[kubernetes] cni_socket") from None
         listener.setblocking(False)
         self._listener = listener
-        loops = (self._listen(), self._follow(), self._check(), self._virtual_ips.follow())
+        loops = (self._listen(), self._follow(), self._wires.checking(self._compare), self._virtual_ips.follow())
         self._tasks = [asyncio.create_task(each) for each in loops]
 
     async def close(self) -> None:
@@ -375,20 +375,6 @@ class Node:
         with contextlib.suppress(errors.NotFound, errors.Conflict):
             path = home.path("pods", kept.namespace, kept.name)
             home.mirrors["pods"].put(await home.client.annotate(path, {cluster.ATTACHED: text}, kept.uid))
-
-    async def _check(self) -> None:
-        said = ""
-        while True:
-            await asyncio.sleep(self._conf.neutron.check_interval)
-            try:
-                await self._compare()
-                said = ""
-            except errors.MagnumError as error:
-                if error.detail != said:
-                    LOG.warning("ports cannot be looked at", reason=error.detail)
-                    said = error.detail
-            except Exception:
-                LOG.exception("looking at ports failed")
 
     async def _compare(self) -> None:
         """Find what is gone, and remove what no pod has any more. Raises Unavailable."""
