@@ -19,8 +19,6 @@ import collections.abc
 import contextlib
 import os
 import pathlib
-import socket
-import struct
 import weakref
 from typing import Any
 
@@ -31,7 +29,7 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import neutron as api
 from magnum.clients import nftables
-from magnum.engines.kubernetes import cluster, virtual_ips
+from magnum.engines.kubernetes import cluster, cni, virtual_ips
 from magnum.networks import neutron, wires
 from magnum.objects import container, pod
 
@@ -40,33 +38,6 @@ LOG = structlog.get_logger(__name__)
 KIND = "kubernetes-pod"
 """What marks of ports and ``device_owner`` say: not the word of the Docker engine's, which may be on the same machine."""
 PART = "kubernetes"
-INTERFACE = "eth0"
-ASK_SECONDS = 5.0
-"""For a plugin to say what it wants."""
-MAX_QUESTION = 64 * 1024
-UNKNOWN, ENVIRONMENT, DECODING, CONFIGURATION, LATER, REFUSED = 3, 4, 6, 7, 11, 100
-"""Error codes of the CNI specification, 1.0; from 100 on they are a plugin's own."""
-
-
-class Question(msgspec.Struct, kw_only=True):
-    """What ``magnum-cni`` asks. ``container``: the runtime's id of the pod's sandbox. ``netns``: its path, as the runtime sees it."""
-
-    command: str
-    container: str
-    interface: str
-    namespace: str
-    pod: str
-    netns: str = ""
-    uid: str = ""
-    version: str = "1.0.0"
-
-
-class Refused(Exception):
-    """``code`` is the specification's; ``words`` are what the kubelet shows."""
-
-    def __init__(self, code: int, words: str) -> None:
-        super().__init__(words)
-        self.code, self.words = code, words
 
 
 class _Held:
@@ -74,28 +45,21 @@ class _Held:
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.path = _path(self._descriptor)
+        self.path = cni.path_of(self._descriptor)
 
     def drop(self) -> None:
         os.close(self._descriptor)
 
 
-def _path(descriptor: int) -> str:
-    """Return a file's name that child processes can open, too."""
-    return f"/proc/{os.getpid()}/fd/{descriptor}"
-
-
-class Node:
+class Node(cni.Pods):
     """``clusters``: those of this machine, by name; one of them has it as a node."""
 
     def __init__(self, conf: cfg.ConfigOpts, clusters: dict[str, cluster.Cluster], wired: wires.Wires) -> None:
         self._conf = conf
         self._clusters = clusters
         self._wires = wired
-        self._path = pathlib.Path(conf.kubernetes.cni_socket)
-        self._listener: socket.socket | None = None
+        self._server = cni.Server(pathlib.Path(conf.kubernetes.cni_socket), self)
         self._tasks: list[asyncio.Task[None]] = []
-        self._answering: set[asyncio.Task[None]] = set()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._latest: dict[str, str] = {}
         """Pod → the sandbox that was last asked for: what was begun for it is undone with it."""
@@ -107,90 +71,26 @@ class Node:
         self._virtual_ips = virtual_ips.VirtualIps(conf, clusters, wired, self.where, self._kept)
 
     async def start(self) -> None:
-        """Begin to answer. Raises Invalid for a socket that cannot be made."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(str(self._path))
-            self._path.chmod(0o600)
-            listener.listen(128)
-        except OSError as error:
-            raise errors.Invalid(f"{self._path}: {error.strerror}", field="[kubernetes] cni_socket") from None
-        listener.setblocking(False)
-        self._listener = listener
-        loops = (self._listen(), self._follow(), self._wires.checking(self._compare), self._virtual_ips.follow())
+        """Begin to answer, and to look. Raises Invalid for a socket that cannot be made."""
+        await self._server.start()
+        loops = (self._follow(), self._wires.checking(self._compare), self._virtual_ips.follow())
         self._tasks = [asyncio.create_task(each) for each in loops]
 
     async def close(self) -> None:
-        """Take no more questions; what is in hand is given up, and done again when the kubelet asks again."""
-        for task in (*self._tasks, *self._answering):
+        await self._server.close()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._answering, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
-            self._path.unlink(missing_ok=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for held in self._held.values():
             held.drop()
         self._held.clear()
 
-    # questions
+    # what the container runtime asks for
 
-    async def _listen(self) -> None:
-        assert self._listener is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            peer, _ = await loop.sock_accept(self._listener)
-            task = asyncio.create_task(self._serve(peer))
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
-
-    async def _serve(self, peer: socket.socket) -> None:
-        descriptors: list[int] = []
-        try:
-            with peer:
-                try:
-                    raw, descriptors = await asyncio.to_thread(_receive, peer)
-                    asked = msgspec.json.decode(raw, type=Question)
-                    answer = await self._answer(asked, descriptors)
-                except Refused as error:
-                    answer = {"error": {"code": error.code, "message": error.words}}
-                except msgspec.DecodeError as error:
-                    answer = {"error": {"code": DECODING, "message": str(error)}}
-                except OSError as error:
-                    LOG.debug("a plugin went away", reason=str(error))
-                    return
-                except Exception:
-                    LOG.exception("a plugin's question failed")
-                    answer = {"error": {"code": REFUSED, "message": "magnum-backend failed; its log says how"}}
-                with contextlib.suppress(OSError):
-                    await asyncio.to_thread(peer.sendall, msgspec.json.encode(answer))
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-
-    async def _answer(self, asked: Question, descriptors: list[int]) -> dict[str, Any]:
-        """Return {"result": …}, {} or {"delegate": True}. Raises Refused."""
-        try:
-            if asked.command == "DEL":
-                return await self._del(asked)
-            if not descriptors:
-                raise Refused(ENVIRONMENT, "CNI_NETNS is not set")
-            where = _path(descriptors[0])
-            return await (self._check_one(asked, where) if asked.command == "CHECK" else self._add(asked, where))
-        except neutron.Waits as error:
-            raise Refused(LATER, error.detail) from None
-        except errors.Unavailable as error:
-            raise Refused(LATER, error.detail) from None
-        except errors.MagnumError as error:
-            raise Refused(REFUSED, str(error)) from None
-
-    async def _add(self, asked: Question, where: str) -> dict[str, Any]:
-        if asked.interface != INTERFACE:
-            raise Refused(ENVIRONMENT, f"CNI_IFNAME must be {INTERFACE}")
+    async def add(self, asked: cni.Question, where: str) -> tuple[wires.Record, neutron.Facts] | None:
         found = await self._home(asked.namespace)
         if found is None:
-            return {"delegate": True}
+            return None
         home, facts = found
         kept = await self._pod(home, asked)
         async with self._alone(kept.uid):
@@ -203,20 +103,20 @@ class Node:
             await self._virtual_ips.enter(home, kept, record, where)
         LOG.info("plugged", pod=f"{kept.namespace}/{kept.name}", uid=kept.uid, ports=[w.port for w in record.wires])
         self.look("pods", kept)
-        return {"result": _result(record, facts, asked)}
+        return record, facts
 
-    async def _del(self, asked: Question) -> dict[str, Any]:
+    async def remove(self, asked: cni.Question) -> bool:
         record = next((r for r in self._wires.records() if r.tag == asked.container), None)
         if record is None and self._latest.get(asked.uid) == asked.container:
             record = self._wires.record(asked.uid)
         if record is None:
             # long gone; or another plugin's, which would take any interface of the namespace for its own
-            return {} if await self._is_ours(asked.namespace) else {"delegate": True}
+            return await self._is_ours(asked.namespace)
         async with self._alone(record.uuid):
             now = self._wires.record(record.uuid)
             if now is not None and now.tag in ("", asked.container):
                 await self._drop(record.uuid)
-        return {}
+        return True
 
     async def _drop(self, uid: str) -> None:
         """Remove what a pod has. Its interfaces go at once; while Neutron is away its ports wait for the next look."""
@@ -228,18 +128,18 @@ class Node:
         except neutron.Waits as error:
             LOG.warning("a port is to be removed later", uid=uid, reason=error.detail)
 
-    async def _check_one(self, asked: Question, where: str) -> dict[str, Any]:
+    async def check(self, asked: cni.Question, where: str) -> bool:
         record = next((r for r in self._wires.records() if r.tag == asked.container), None)
         if record is None:
             if await self._home(asked.namespace) is None:
-                return {"delegate": True}
-            raise Refused(UNKNOWN, f"sandbox {asked.container} has no ports")
+                return False
+            raise cni.Refused(cni.UNKNOWN, f"sandbox {asked.container} has no ports")
         words = await self._wires.lacks(record, where)
         if words is None and self._wires.broken(record.uuid):
             words = "a port is gone, and made again"
         if words is not None:
-            raise Refused(REFUSED, words)
-        return {}
+            raise cni.Refused(cni.REFUSED, words)
+        return True
 
     # what belongs to what
 
@@ -260,26 +160,26 @@ class Node:
             if facts is None:
                 return None
             if not kept.ours(self._conf.deployment):
-                raise Refused(CONFIGURATION, f"{namespace} is a bay of another deployment of Magnum")
+                raise cni.Refused(cni.CONFIGURATION, f"{namespace} is a bay of another deployment of Magnum")
             return each, facts
-        raise Refused(UNKNOWN, f"no cluster of this node has a namespace {namespace}")
+        raise cni.Refused(cni.UNKNOWN, f"no cluster of this node has a namespace {namespace}")
 
     async def _is_ours(self, namespace: str) -> bool:
         """Return whether a namespace is a bay's on Neutron; of one that has gone that is not known. Raises Unavailable."""
         try:
             return await self._home(namespace) is not None
-        except Refused as error:
-            return error.code != UNKNOWN
+        except cni.Refused as error:
+            return error.code != cni.UNKNOWN
 
-    async def _pod(self, home: cluster.Cluster, asked: Question) -> cluster.Kept:
+    async def _pod(self, home: cluster.Cluster, asked: cni.Question) -> cluster.Kept:
         kept = home.mirrors["pods"].get(asked.namespace, asked.pod)
         if kept is None or not asked.uid or kept.uid != asked.uid:
             try:
                 kept = cluster.Kept(await home.client.request("GET", home.path("pods", asked.namespace, asked.pod)))
             except errors.NotFound:
-                raise Refused(UNKNOWN, f"there is no pod {asked.pod} in {asked.namespace} any more") from None
+                raise cni.Refused(cni.UNKNOWN, f"there is no pod {asked.pod} in {asked.namespace} any more") from None
         if asked.uid and kept.uid != asked.uid:
-            raise Refused(UNKNOWN, f"pod {asked.pod} is another by now")
+            raise cni.Refused(cni.UNKNOWN, f"pod {asked.pod} is another by now")
         return kept
 
     def _known(self, uid: str) -> tuple[cluster.Cluster, cluster.Kept] | None:
@@ -363,7 +263,7 @@ class Node:
                         return
                     await self._wires.plug(record, where, record.tag, self._conf.kubernetes.service_cidr)
             await self._tell(home, kept, record)
-        except (errors.MagnumError, Refused) as error:
+        except (errors.MagnumError, cni.Refused) as error:
             LOG.warning("a pod waits for its ports", uid=uid, reason=str(error))
         except Exception:
             LOG.exception("a pod's ports failed", uid=uid)
@@ -413,26 +313,6 @@ async def orphans(client: api.Client, deployment: str, bay: str, project: str) -
                 await client.delete(api.Port, port.id)
 
 
-def _receive(peer: socket.socket) -> tuple[bytes, list[int]]:
-    """Return a plugin's question and the descriptors with it. Raises Refused, OSError."""
-    peer.settimeout(ASK_SECONDS)
-    _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    if user not in (0, os.geteuid()):
-        raise Refused(ENVIRONMENT, "only root may ask")
-    data, descriptors, _, _ = socket.recv_fds(peer, MAX_QUESTION, 1)
-    try:
-        while not data.endswith(b"\n"):
-            part = peer.recv(MAX_QUESTION)
-            if not part or len(data) > MAX_QUESTION:
-                raise Refused(DECODING, "the question has no end")
-            data += part
-    except BaseException:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise
-    return data, list(descriptors)
-
-
 def _text(record: wires.Record) -> str:
     """Return what is written on a pod of its wires."""
     return msgspec.json.encode(wires.shown(record), order="sorted").decode()
@@ -447,22 +327,3 @@ def _asked(kept: cluster.Kept, name: str, into: Any) -> Any:
         return msgspec.json.decode(text, type=into)
     except msgspec.DecodeError as error:
         raise errors.Invalid(str(error), field=f"metadata.annotations[{name}]") from None
-
-
-def _result(record: wires.Record, facts: neutron.Facts, asked: Question) -> dict[str, Any]:
-    """Return the result of an ADD, as the specification has it."""
-    interfaces: list[dict[str, Any]] = []
-    ips: list[dict[str, Any]] = []
-    routes: list[dict[str, str]] = []
-    for number, wire in enumerate(record.wires):
-        interfaces.append({"name": wire.interface, "mac": wire.mac, "sandbox": asked.netns})
-        for address in wire.shape.addresses:
-            ip: dict[str, Any] = {"address": address, "interface": number}
-            if asked.version.startswith("0."):
-                ip["version"] = "6" if ":" in address else "4"
-            ips.append(ip)
-        routes += [{"dst": dst, "gw": gateway} for dst, gateway in wire.shape.routes if gateway is not None]
-    return {
-        "cniVersion": asked.version, "interfaces": interfaces, "ips": ips, "routes": routes,
-        "dns": {"nameservers": facts.nameservers},
-    }  # fmt: skip
