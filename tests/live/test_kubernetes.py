@@ -101,7 +101,8 @@ def test_labels_of_a_bay_are_its_quota_and_limits(slices, slice):
     pod = json.loads(_kubectl("-n", _space(small), "get", "pod", f"container-{made['uuid']}", "-o", "json"))
     assert pod["spec"]["containers"][0]["resources"]["limits"]["memory"] == "64Mi"
     # the cluster's own words reach the tenant
-    two = {"name": "two", "bay_uuid": "small", "image": images.DEMO, "command": ["sleep", "1000"], "start": True}
+    two = {"name": "two", "bay_uuid": "small", "image": images.DEMO, "command": ["sleep", "1000"], "start": True,
+           "stop_timeout": 0}  # fmt: skip
     status, refused = slices.request("POST", "/v1/containers?wait=30", two)
     assert refused["status"] == "Error" and "exceeded quota" in refused["status_reason"], refused
     # and once there is room, it is tried again
@@ -113,23 +114,28 @@ def test_labels_of_a_bay_are_its_quota_and_limits(slices, slice):
     status, found = slices.request("POST", "/v1/bays", {"name": "wide", "baymodel_id": "k", "node_count": 9})
     assert status == 409 and "no cluster with 9 nodes" in found["errors"][0]["detail"], found
     for each in (small, odd):
-        slices.request("DELETE", f"/v1/bays/{each['uuid']}?wait=60")
+        slices.request("DELETE", f"/v1/bays/{each['uuid']}?wait=0")
+    for each in (small, odd):
         _gone(slices, "bays", each["uuid"])
         assert "NotFound" in _kubectl("get", "namespace", _space(each), check=False)
 
 
-def test_the_client_walks_pods_services_and_controllers(slices, slice):
+def test_the_client_walks_pods_services_and_controllers(slices, slice, tmp_path):
+    for each in EXAMPLES.glob("web-*.yaml"):
+        # one that is given time goes from this cluster when its kubelet looks, every ten seconds
+        (tmp_path / each.name).write_text(each.read_text().replace("PeriodSeconds: 1\n", "PeriodSeconds: 0\n"))
+
     def says(*words, text=""):
         out = slices.client(*words)
         assert "ERROR" not in out and "failed" not in out and "usage:" not in out and text in out, out
         return out
 
-    says("pod-create", "--manifest", str(EXAMPLES / "web-pod.yaml"), "--bay", "s", text="web")
+    says("pod-create", "--manifest", str(tmp_path / "web-pod.yaml"), "--bay", "s", text="web")
     until(lambda: all(p["ready"] for p in _pods(slices, "s")))
     shown = says("pod-show", "web", "--bay", "s")
     assert re.search(r"\| status +\| Running", shown) and re.search(r"\| host +\| node1", shown)
     says("pod-list", "--bay", "s", text="web")
-    says("coe-service-create", "--manifest", str(EXAMPLES / "web-service.yaml"), "--bay", "s", text="web")
+    says("coe-service-create", "--manifest", str(tmp_path / "web-service.yaml"), "--bay", "s", text="web")
     says("coe-service-list", "--bay", "s", text="web")
     ip = re.search(r"\| ip +\| ([\d.]+)", says("coe-service-show", "web", "--bay", "s"))[1]
     waits = "sh -c 'trap exit TERM; while :; do sleep 1; done'"
@@ -153,7 +159,7 @@ def test_the_client_walks_pods_services_and_controllers(slices, slice):
     says("pod-delete", "web", "--bay", "s")
     _gone(slices, "pods", uuid)
 
-    says("rc-create", "--manifest", str(EXAMPLES / "web-rc.yaml"), "--bay", "s", text="web")
+    says("rc-create", "--manifest", str(tmp_path / "web-rc.yaml"), "--bay", "s", text="web")
     says("rc-list", "--bay", "s", text="web")
 
     def ready():
@@ -200,13 +206,14 @@ def test_logs_exec_and_verbs_of_a_container(slices, slice):
     assert status == 409, refused
     assert slices.request("DELETE", f"{at}?wait=30")[0] == 204
     # what cannot be pulled says so in the cluster's words
-    body = {"name": "lost", "bay_uuid": "s", "image": "127.0.0.1:1/absent:1", "start": True}
+    body = {"name": "lost", "bay_uuid": "s", "image": "127.0.0.1:1/absent:1", "start": True, "stop_timeout": 0}
     status, lost = slices.request("POST", "/v1/containers?wait=30", body)
     assert lost["status"] == "Error" and "ImagePull" in lost["status_reason"], lost
     slices.request("DELETE", f"/v1/containers/{lost['uuid']}?wait=30")
     # the log of the run before
     text = (EXAMPLES / "web-pod.yaml").read_text()
     text = re.sub(r"- mkdir.*", "- echo run; sleep 0.5; exit 3", text).replace("readinessProbe", "startupProbe")
+    text = text.replace("GracePeriodSeconds: 1", "GracePeriodSeconds: 0")
     status, crashing = slices.request("POST", "/v1/pods?wait=0", {"bay_uuid": "s", "manifest": text})
     assert status in (201, 202), crashing
     until(lambda: "exited with code 3" in (_get(slices, f"/v1/pods/{crashing['uuid']}")["status_reason"] or ""))

@@ -1,5 +1,6 @@
 """Every ``openstack coe`` command and every method of the SDK's proxy, unmodified, with application credentials."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -74,32 +75,42 @@ def test_every_command_of_the_command_line(coe, guarded, identity, tmp_path):
     assert "software of cluster walker" in coe("cluster upgrade", "walker", "walked", refused=True)
     assert "Docker hosts" in coe("cluster config", "walker", "--dir", str(tmp_path), refused=True)
     assert not list(tmp_path.glob("*.pem"))
-    # node groups
-    (group,) = coe("nodegroup list", "walker", *json_)
-    assert (group["name"], group["node_count"], group["role"]) == ("default-worker", 2, "worker")
-    assert coe("nodegroup show", "walker", "default-worker", *json_)["uuid"] == group["uuid"]
-    assert "one node group" in coe("nodegroup create", "walker", "more", refused=True)
-    assert "no bounds to change" in coe("nodegroup update", "walker", group["uuid"], "--max-nodes", "4", refused=True)
-    assert "only node group" in coe("nodegroup delete", "walker", "default-worker", refused=True)
-    # certificates
-    assert "Docker hosts" in coe("ca show", "walker", refused=True)
-    (tmp_path / "a.csr").write_text("a request")
-    assert "Docker hosts" in coe("ca sign", "walker", str(tmp_path / "a.csr"), refused=True)
-    assert "Docker hosts" in coe("ca rotate", "walker", refused=True)
-    assert "no credentials of its own" in coe("credential rotate", "walker", refused=True)
-    # quotas are an admin's, but everyone sees their own
-    project = base.facts("keystone")["projects"]["beta"]
-    of = ("--project-id", project, "--resource", "Cluster")
-    assert "Cluster" in coe("quotas create", *of, "--hard-limit", "3", who="operator")
-    assert "HTTP 403" in coe("quotas create", *of, "--hard-limit", "99", refused=True)
-    assert project in coe("quotas list", "--all-tenants", who="operator")
-    assert "3" in coe("quotas show", *of, who="operator")
-    coe("quotas update", *of, "--hard-limit", "4", who="operator")
-    assert "4" in coe("quotas show", *of, who="operator")
-    coe("quotas delete", *of, who="operator")
-    alpha = base.facts("keystone")["projects"]["alpha"]
-    assert "clusters" in coe("stats list", alpha)
-    assert {row["host"] for row in coe("service list", *json_, who="operator")} >= set(guarded.hosts)
+
+    def node_groups():
+        (group,) = coe("nodegroup list", "walker", *json_)
+        assert (group["name"], group["node_count"], group["role"]) == ("default-worker", 2, "worker")
+        assert coe("nodegroup show", "walker", "default-worker", *json_)["uuid"] == group["uuid"]
+        assert "one node group" in coe("nodegroup create", "walker", "more", refused=True)
+        assert "no bounds to change" in coe(
+            "nodegroup update", "walker", group["uuid"], "--max-nodes", "4", refused=True
+        )
+        assert "only node group" in coe("nodegroup delete", "walker", "default-worker", refused=True)
+
+    def certificates():
+        assert "Docker hosts" in coe("ca show", "walker", refused=True)
+        (tmp_path / "a.csr").write_text("a request")
+        assert "Docker hosts" in coe("ca sign", "walker", str(tmp_path / "a.csr"), refused=True)
+        assert "Docker hosts" in coe("ca rotate", "walker", refused=True)
+        assert "no credentials of its own" in coe("credential rotate", "walker", refused=True)
+
+    def quotas():
+        project = base.facts("keystone")["projects"]["beta"]
+        of = ("--project-id", project, "--resource", "Cluster")
+        assert "Cluster" in coe("quotas create", *of, "--hard-limit", "3", who="operator")
+        assert "HTTP 403" in coe("quotas create", *of, "--hard-limit", "99", refused=True)
+        assert project in coe("quotas list", "--all-tenants", who="operator")
+        assert "3" in coe("quotas show", *of, who="operator")
+        coe("quotas update", *of, "--hard-limit", "4", who="operator")
+        assert "4" in coe("quotas show", *of, who="operator")
+        coe("quotas delete", *of, who="operator")
+        alpha = base.facts("keystone")["projects"]["alpha"]
+        assert "clusters" in coe("stats list", alpha)
+        assert {row["host"] for row in coe("service list", *json_, who="operator")} >= set(guarded.hosts)
+
+    # each command is a process that mostly starts
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for part in [pool.submit(each) for each in (node_groups, certificates, quotas)]:
+            part.result()
     # and away
     coe("cluster delete", "walker")
     until(lambda: not coe("cluster list", *json_))
