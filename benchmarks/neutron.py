@@ -25,7 +25,7 @@ from magnum import config
 from magnum.clients import nftables, vif
 from testbed import base, docker, images, keystone, neutron, postgresql, rabbitmq
 from tests.conftest import Host, hosts
-from tests.deployment import Deployment, on_neutron
+from tests.deployment import Deployment, neutron_options
 
 BODY = {"image": images.DEMO, "command": ["sleep", "1000"], "start": True, "stop_timeout": 0, "memory": "16m"}
 
@@ -129,7 +129,7 @@ def main() -> int:
             component.up(neutron.HOSTS)
     host = hosts()[0]
     with tempfile.TemporaryDirectory() as folder:
-        more, each = on_neutron()
+        more, each = neutron_options()
         magnum = Deployment(f"wires-{base.TAG}", pathlib.Path(folder), [host], more, each=each)
         magnum.start()
         magnum.ready()

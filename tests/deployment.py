@@ -45,7 +45,7 @@ def keystone_authtoken(front=None):
     }  # fmt: skip
 
 
-def on_neutron(**more):
+def neutron_options(**more):
     """Return (options of all, options by the test bed's name of a host) with which backends work with its Neutron.
 
     ``more``: further options of ``[neutron]``.

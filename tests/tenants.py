@@ -4,17 +4,34 @@ import functools
 import json
 
 from testbed import base, kubernetes
-from tests.deployment import until
+from tests.deployment import Deployment, keystone_authtoken, neutron_options, until
 
 SERVE = ["sh", "-c", "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"]
 MODEL = {"network_driver": "neutron", "external_network_id": "outside", "dns_nameserver": "192.0.2.53"}
 
 
+def on_neutron(name, folder, hosts, identity, networking, keepers=0, **of_node):
+    """Return a deployment that works with the test bed's Neutron and Keystone, asked as ``alpha-admin`` by default.
+
+    ``of_node``: options of ``[kubernetes]`` of the first of ``keepers``, which is the backend of the cluster's node.
+    """
+    asked = functools.cache(identity.token)
+    more, each = neutron_options(check_interval=1)
+    if keepers:
+        each[base.facts("kubernetes")["node"]]["kubernetes"].update(of_node)
+    found = Deployment(
+        name, folder, hosts, {"api": {"auth_strategy": "keystone"}, "keystone_authtoken": keystone_authtoken(), **more},
+        headers=lambda: {"X-Auth-Token": asked("alpha-admin")}, each=each, keepers=keepers,
+    )  # fmt: skip
+    found.neutron = networking
+    return found
+
+
 class Tenant:
     """Someone who asks Magnum and Neutron with a token of Keystone's."""
 
-    def __init__(self, cloud, networking, identity, project):
-        self.cloud, self.networking, self.project = cloud, networking, project
+    def __init__(self, cloud, identity, project):
+        self.cloud, self.networking, self.project = cloud, cloud.neutron, project
         self.id = base.facts("keystone")["projects"][project]
         self.token = functools.cache(lambda: identity.token(f"{project}-member"))
 

@@ -1,15 +1,17 @@
-"""The rules of services in the namespaces of a bay's workloads on Neutron: each sends to endpoints itself.
+"""The rules of services in the namespaces of a bay's workloads on Neutron: each sends to endpoints itself, a door others.
 
 What the rules are is ``networks.services``' business; here is where they go. There is
 no host in between, so a pod behind a service sees who asks, and its security
 groups count as if it had been asked itself.
 
-Who calls: ``engines.docker.service`` and ``engines.kubernetes.virtual_ips``.
+Who calls: the services and doors of ``engines.docker``, ``engines.kubernetes.virtual_ips``.
 """
 
 import asyncio
 import collections.abc
 from typing import Any
+
+import msgspec
 
 from magnum import errors
 from magnum.clients import nftables
@@ -17,6 +19,8 @@ from magnum.networks import services, wires
 from magnum.objects import service
 
 MEMBER = services.Place(member=True)
+DOOR = services.Place()
+"""A door's rules are an anchor's: whoever is for its address is sent on, and answers come back by it."""
 AT_ONCE = 8
 """Namespaces whose rules are changed at the same time."""
 
@@ -66,7 +70,7 @@ class Members:
             return
 
         async def change(namespace: nftables.Namespace) -> None:
-            await namespace.change(services.apply(self._table, MEMBER, await namespace.table(self._table), item))
+            await put(namespace, self._table, MEMBER, item)
             await cut(namespace, item)
 
         await self.each(item.bay_uuid, change)
@@ -89,6 +93,19 @@ class Members:
 
     async def _owners(self, namespace: nftables.Namespace) -> set[str]:
         return services.owners(await namespace.table(self._table))
+
+
+async def put(namespace: nftables.Namespace, table: str, place: services.Place, item: service.Service) -> None:
+    """Have the rules of ``item`` in ``table`` of a namespace, and leave others' alone. Raises EngineError."""
+    await namespace.change(services.apply(table, place, await namespace.table(table), item))
+
+
+async def lead(where: nftables.Where, table: str, address: str, item: service.Service) -> None:
+    """Have a door, whose own address is ``address``, send whoever comes on to the endpoints of ``item``. Raises EngineError."""
+    namespace = nftables.Namespace(where)
+    await namespace.forward()
+    spec = msgspec.structs.replace(item.spec, virtual_ip=address)
+    await put(namespace, table, DOOR, msgspec.structs.replace(item, spec=spec))
 
 
 async def cut(namespace: nftables.Namespace, item: service.Service, relay: str | None = None) -> None:

@@ -151,6 +151,8 @@ class Wires:
         self._making: set[str] = set()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._suspects: set[str] = set()
+        self._looked = False
+        """Whether what an earlier life of this backend may have left has been looked for."""
         self._active: dict[str, asyncio.Future[None]] = {}
         self._polling: asyncio.Task[None] | None = None
         self._load()
@@ -400,42 +402,40 @@ class Wires:
 
     async def remove(self, uuid: str) -> None:
         """Unplug and delete the ports of an object. Raises Waits: they are still to go."""
-        with _waiting():
-            await self._remove(uuid)
+        await self.delete(uuid, await self.unplug(uuid))
 
-    async def _remove(self, uuid: str) -> None:
+    async def unplug(self, uuid: str) -> list[str]:
+        """Unplug what an object has here; return its ports, which are still to go. Raises Waits (Open vSwitch)."""
         record = self._records.get(uuid)
         if record is None and not self.configured:
-            return
+            return []
         ports = [wire.port for wire in record.wires] if record is not None else []
-        if not ports:
-            plugged = await self._switch.plugged(self._owner)
-            ports = [port for port, owner in plugged.items() if owner == uuid]
-        await self._switch.unplug(self._engine(), ports)
-        listed = await self.client.list(api.Port, device_id=uuid)
-        ours = [p.id for p in listed if (neutron.marked(p.description, self._conf.deployment) or ("", ""))[1] == uuid]
-        for port in {*ports, *ours}:
-            await self.client.delete(api.Port, port)
-        self._forget(uuid)
+        with _waiting():
+            if not ports:
+                plugged = await self._switch.plugged(self._owner)
+                ports = [port for port, owner in plugged.items() if owner == uuid]
+            await self._switch.unplug(self._engine(), ports)
+        if record is not None:
+            record.pid, record.space, record.tag, record.stale = 0, 0, "", False
+            self._keep(record)
+        return ports
 
-    async def unplug(self, uuid: str) -> None:
-        """Unplug what an object has here, its ports still to go: ``remove`` does that. Raises Waits (Open vSwitch)."""
-        record = self._records.get(uuid)
-        if record is None:
+    async def delete(self, uuid: str, ports: list[str]) -> None:
+        """Delete ``ports`` of an object and whatever else of its is found, and forget it. Raises Waits (Neutron)."""
+        if uuid not in self._records and not self.configured:
             return
         with _waiting():
-            await self._switch.unplug(self._engine(), [wire.port for wire in record.wires])
-        record.pid, record.space, record.tag, record.stale = 0, 0, "", False
-        self._keep(record)
+            listed = await self.client.list(api.Port, device_id=uuid)
+            marks = ((p.id, neutron.marked(p.description, self._conf.deployment) or ("", "")) for p in listed)
+            for port in {*ports, *(ident for ident, (_, owner) in marks if owner == uuid)}:
+                await self.client.delete(api.Port, port)
+        self._forget(uuid)
 
     async def leave(self, uuid: str) -> None:
         """Unplug what an object has here and forget it; its ports are another host's now. Raises Waits."""
-        record = self._records.get(uuid)
-        if record is None:
-            return
-        with _waiting():
-            await self._switch.unplug(self._engine(), [wire.port for wire in record.wires])
-        self._forget(uuid)
+        if uuid in self._records:
+            await self.unplug(uuid)
+            self._forget(uuid)
 
     # what opens a service
 
@@ -448,10 +448,14 @@ class Wires:
         """Have the floating IP of ``item`` lead to its port. As ``ports`` raises."""
         if record.published is not None and record.published.wish == wish:
             return
-        with _waiting():
-            address = await neutron.floating(self.client, self._conf.deployment, facts, item, record.wires[0].port)
+        address = await self.floating(facts, item, record.wires[0].port)
         record.published = Published(wish=wish, group=group, address=address)
         self._keep(record)
+
+    async def floating(self, facts: neutron.Facts, item: service.Service, port: str) -> str:
+        """Have a floating IP that leads to ``port``; return its address. As ``ports`` raises."""
+        with _waiting():
+            return await neutron.floating(self.client, self._conf.deployment, facts, item, port)
 
     async def unpublish(self, uuid: str) -> None:
         """Remove the floating IP and the security group of a service. Raises Waits."""
@@ -481,7 +485,7 @@ class Wires:
         ``wanted``: whether the engine has anything of an object. What looks left over is removed the second time
         that it does, since an object may be in the making. Raises Unavailable.
         """
-        if not self.configured or not (self._records or self._bays or self._suspects or self._client is None):
+        if not self.configured or (self._looked and not (self._records or self._bays or self._suspects)):
             return []
         found = await self.client.list(
             api.Port, binding__host_id=neutron.agent_host(self._conf),
@@ -512,14 +516,14 @@ class Wires:
                     LOG.info("removing a port that nobody has", port=port.id, kind=mark[0], uuid=mark[1])
                     await self._switch.unplug(self._engine(), [port.id])
                     await self.client.delete(api.Port, port.id)
-        if self._records or suspects or self._suspects or self._bays:
+        if self._records or suspects or self._suspects or self._bays or not self._looked:
             for ident, uuid in (await self._switch.plugged(self._owner)).items():
                 if ident not in there and not self._has(uuid) and not wanted(uuid):
                     suspects.add(ident)
                     if ident in self._suspects:
                         LOG.info("removing an interface that nobody has", port=ident, uuid=uuid)
                         await self._switch.unplug(self._engine(), [ident])
-        self._suspects = suspects
+        self._suspects, self._looked = suspects, True
         return news
 
     def _has(self, uuid: str) -> bool:

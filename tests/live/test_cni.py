@@ -5,7 +5,6 @@ too: a network can be that of bays of both kinds.
 """
 
 import concurrent.futures
-import functools
 import json
 import pathlib
 import signal
@@ -15,9 +14,9 @@ import time
 import pytest
 
 from testbed import base, images, kubernetes
-from tests.deployment import Deployment, keystone_authtoken, on_neutron, until
+from tests.deployment import until
 from tests.live.conftest import _running, _servers
-from tests.tenants import SERVE, Machine, PodOfCluster, Tenant, gets, leftovers
+from tests.tenants import SERVE, Machine, PodOfCluster, Tenant, gets, leftovers, on_neutron
 
 PLUGIN = pathlib.Path(sys.executable).parent / "magnum-cni"
 LABEL = "org.openstack.magnum."
@@ -64,17 +63,10 @@ def space(bay):
 def wired(identity, networking_node, docker_hosts, tmp_path_factory):
     """A deployment on Neutron: the node's backend, another one that keeps bays, a Docker host."""
     _servers()
-    name = f"nodes-{base.TAG}"
-    asked = functools.cache(identity.token)
-    more, each = on_neutron(check_interval=1)
     folder = tmp_path_factory.mktemp("nodes")
-    each[base.facts("kubernetes")["node"]]["kubernetes"]["cni_socket"] = folder / "cni.sock"
-    found = Deployment(
-        name, folder, docker_hosts[:1],
-        {"api": {"auth_strategy": "keystone"}, "keystone_authtoken": keystone_authtoken(), **more},
-        headers=lambda: {"X-Auth-Token": asked("alpha-admin")}, each=each, keepers=2,
+    found = on_neutron(
+        f"nodes-{base.TAG}", folder, docker_hosts[:1], identity, networking_node, keepers=2, cni_socket=folder / "cni.sock"
     )  # fmt: skip
-    found.neutron = networking_node
     kubernetes.plugin(PLUGIN, socket=str(folder / "cni.sock"))
     try:
         yield from _running(found, identity.secret_words)
@@ -84,13 +76,13 @@ def wired(identity, networking_node, docker_hosts, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alpha(wired, networking_node, identity):
-    return Kube(wired, networking_node, identity, "alpha")
+def alpha(wired, identity):
+    return Kube(wired, identity, "alpha")
 
 
 @pytest.fixture(scope="module")
-def beta(wired, networking_node, identity):
-    return Kube(wired, networking_node, identity, "beta")
+def beta(wired, identity):
+    return Kube(wired, identity, "beta")
 
 
 @pytest.fixture(scope="module")

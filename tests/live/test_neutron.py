@@ -5,31 +5,22 @@ networks have the same addresses on purpose.
 """
 
 import concurrent.futures
-import functools
 import signal
 import time
 
 import pytest
 
 from testbed import base
-from tests.deployment import Deployment, keystone_authtoken, on_neutron, until
+from tests.deployment import until
 from tests.live.conftest import _running, _servers
-from tests.tenants import SERVE, Machine, Tenant, gets, leftovers
+from tests.tenants import SERVE, Machine, Tenant, gets, leftovers, on_neutron
 
 
 @pytest.fixture(scope="module")
 def wired(identity, networking, docker_hosts, tmp_path_factory):
     """A deployment on Neutron: two hosts, tenants known by Keystone."""
     _servers()
-    name = f"wired-{base.TAG}"
-    asked = functools.cache(identity.token)
-    more, each = on_neutron(check_interval=1)
-    found = Deployment(
-        name, tmp_path_factory.mktemp("wired"), docker_hosts[:2],
-        {"api": {"auth_strategy": "keystone"}, "keystone_authtoken": keystone_authtoken(), **more},
-        headers=lambda: {"X-Auth-Token": asked("alpha-admin")}, each=each,
-    )  # fmt: skip
-    found.neutron = networking
+    found = on_neutron(f"wired-{base.TAG}", tmp_path_factory.mktemp("wired"), docker_hosts[:2], identity, networking)
     yield from _running(found, identity.secret_words)
     assert leftovers(found) == []
 
@@ -40,13 +31,13 @@ def image(docker_hosts):
 
 
 @pytest.fixture(scope="module")
-def alpha(wired, networking, identity):
-    return Tenant(wired, networking, identity, "alpha")
+def alpha(wired, identity):
+    return Tenant(wired, identity, "alpha")
 
 
 @pytest.fixture(scope="module")
-def beta(wired, networking, identity):
-    return Tenant(wired, networking, identity, "beta")
+def beta(wired, identity):
+    return Tenant(wired, identity, "beta")
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,14 @@ Who calls: ``engines.docker.service``.
 import contextlib
 from typing import Any
 
-import msgspec
 from oslo_config import cfg
 
 from magnum import errors
-from magnum.clients import docker, nftables
+from magnum.clients import docker
 from magnum.engines import base
 from magnum.engines.docker import wiring
-from magnum.networks import neutron, services
+from magnum.networks import members, neutron
 from magnum.objects import service as service_objects
-
-PLACE = services.Place()
-"""A door's rules are an anchor's: whoever is for its address is sent on, and answers come back by it."""
 
 
 class Doors:
@@ -65,12 +61,7 @@ class Doors:
         sandbox = await self._wired.hold(item, "service", facts.nameservers, progress)
         record = await self._wires.ports(item, "service", facts, [], [facts.group, group])
         await self._wires.plug(record, sandbox.state.pid, wiring.tag(sandbox), self._conf.docker.service_cidr)
-        namespace = nftables.Namespace(sandbox.state.pid)
-        await namespace.forward()
-        address = record.wires[0].addresses[0]
-        spec = msgspec.structs.replace(item.spec, virtual_ip=address)
-        inside = msgspec.structs.replace(item, spec=spec)
-        await namespace.change(services.apply(self._table, PLACE, await namespace.table(self._table), inside))
+        await members.lead(sandbox.state.pid, self._table, record.wires[0].addresses[0], item)
         await self._wires.open(facts, item, record, wish, group)
 
     async def close(self, item: service_objects.Service) -> None:

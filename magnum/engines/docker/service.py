@@ -188,10 +188,10 @@ class Service(base.Driver):
         site = await self._site(item, engine)
         if site.anchor is not None and site.anchor_place is not None:
             await site.anchor.forward()
-            await self._change(site.anchor, site.anchor_place, item)
+            await members.put(site.anchor, self._table, site.anchor_place, item)
             await site.anchor.add_address(spec.virtual_ip, site.interface)
             await engine.route(spec.virtual_ip, via=site.place.relay or "")
-        await self._change(engine, site.place, item)
+        await members.put(engine, self._table, site.place, item)
         if site.bridge is not None:
             await engine.hairpin(site.bridge)
         await self._admit(engine, site.place, item)
@@ -199,12 +199,6 @@ class Service(base.Driver):
         if site.anchor is not None:
             await members.cut(site.anchor, item)
         await self._hosts.write(item.bay_uuid or "", item.uuid, item)
-
-    async def _change(
-        self, namespace: nftables.Namespace, place: services.Place, item: service_objects.Service
-    ) -> None:
-        found = await namespace.table(self._table)
-        await namespace.change(services.apply(self._table, place, found, item))
 
     async def _admit(self, engine: nftables.Namespace, place: services.Place, item: service_objects.Service) -> None:
         have = await engine.admissions(services.comment(self._conf.deployment, item.uuid))

@@ -81,7 +81,7 @@ class Doors:
         wish = neutron.publication(item)
         known = self._opened.get(item.uuid)
         if known is None or known.wish != wish:
-            group = await neutron.publish(self._wires.client, self._conf.deployment, facts, item)
+            group = await self._wires.publish(facts, item)
             known = self._opened[item.uuid] = _Opened(wish=wish, group=group)
         inside = cluster.namespace(item.bay_uuid or "")
         await where.apply(
@@ -96,9 +96,7 @@ class Doors:
         ports = await self._wires.client.list(api.Port, device_id=pod.uid, network_id=facts.net.id)
         if not ports:
             raise neutron.Waits("its door has no port yet")
-        known.address = await neutron.floating(
-            self._wires.client, self._conf.deployment, facts, item, ports[0].id
-        )  # fmt: skip
+        known.address = await self._wires.floating(facts, item, ports[0].id)
         known.pod = pod.uid
 
     async def close(self, uuid: str, where: cluster.Cluster, space: str | None) -> None:
@@ -111,7 +109,7 @@ class Doors:
                 await where.client.delete(where.path("replicationcontrollers", kept.namespace, kept.name), uid=kept.uid)
             if kept is not None or self._pod(uuid, where, space) is not None:
                 raise neutron.Waits("its door is being closed")
-            await neutron.unpublish(self._wires.client, self._conf.deployment, uuid)
+            await self._wires.unpublish(uuid)
         except (errors.Unavailable, errors.Conflict) as error:
             raise neutron.Waits(error.detail) from error
         self._opened.pop(uuid, None)

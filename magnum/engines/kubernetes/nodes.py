@@ -109,6 +109,9 @@ class Node(cni.Pods):
         record = next((r for r in self._wires.records() if r.tag == asked.container), None)
         if record is None and self._latest.get(asked.uid) == asked.container:
             record = self._wires.record(asked.uid)
+            if record is None:
+                # nothing was made for it
+                del self._latest[asked.uid]
         if record is None:
             # long gone; or another plugin's, which would take any interface of the namespace for its own
             return await self._is_ours(asked.namespace)
@@ -122,9 +125,9 @@ class Node(cni.Pods):
         """Remove what a pod has. Its interfaces go at once; while Neutron is away its ports wait for the next look."""
         self._release(uid)
         self._latest.pop(uid, None)
-        await self._wires.unplug(uid)
+        ports = await self._wires.unplug(uid)
         try:
-            await self._wires.remove(uid)
+            await self._wires.delete(uid, ports)
         except neutron.Waits as error:
             LOG.warning("a port is to be removed later", uid=uid, reason=error.detail)
 

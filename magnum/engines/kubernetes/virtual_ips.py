@@ -12,21 +12,18 @@ import collections.abc
 import ipaddress
 from typing import Any
 
-import msgspec
 import structlog
 from oslo_config import cfg
 
 from magnum import errors
 from magnum.clients import nftables
 from magnum.engines.kubernetes import bodies, cluster
-from magnum.networks import members, services, wires
+from magnum.networks import members, wires
 from magnum.objects import service
 
 LOG = structlog.get_logger(__name__)
 
 AGAIN = 2.0
-DOOR = services.Place()
-"""Whoever comes to a door is sent on, and answers come back by it."""
 PROTOCOLS = ("TCP", "UDP")
 COLLECTIONS = ("services", "endpoints")
 
@@ -75,12 +72,7 @@ class VirtualIps:
             await self._members.enter(where, found)
 
     async def _lead(self, record: wires.Record, where: nftables.Where, item: service.Service) -> None:
-        """Have a door send whoever comes to its own address on to the endpoints of ``item``."""
-        namespace = nftables.Namespace(where)
-        await namespace.forward()
-        spec = msgspec.structs.replace(item.spec, virtual_ip=record.wires[0].addresses[0])
-        inside = msgspec.structs.replace(item, spec=spec)
-        await namespace.change(services.apply(self._table, DOOR, await namespace.table(self._table), inside))
+        await members.lead(where, self._table, record.wires[0].addresses[0], item)
 
     async def follow(self) -> None:
         """Keep the rules true, for ever; those of a start first."""
@@ -121,10 +113,10 @@ class VirtualIps:
         """Have the rules of one service as the cluster has it now; tried again later if that fails."""
         try:
             async with self._lock:
-                item, kept = None, None
+                item, uuid = None, ""
                 for home in self._clusters.values():
-                    if (found := home.mirrors["services"].get(namespace, name)) is not None and not found.going:
-                        item, kept = self._item(home, found), found
+                    if (kept := home.mirrors["services"].get(namespace, name)) is not None and not kept.going:
+                        item, uuid = self._item(home, kept), kept.uuid
                 before = self._known.get((namespace, name))
                 if before is not None and (item is None or item.uuid != before):
                     await self._members.remove(before)
@@ -132,15 +124,16 @@ class VirtualIps:
                 if item is not None:
                     self._known[(namespace, name)] = item.uuid
                     await self._members.apply(item)
-                    await self._doors(item, kept)
+                    await self._doors(item, uuid)
         except errors.MagnumError:
             self._dirty.add((namespace, name))
             self._woken.set()
             raise
 
-    async def _doors(self, item: service.Service, kept: cluster.Kept | None) -> None:
+    async def _doors(self, item: service.Service, uuid: str) -> None:
+        """Have the doors here of the service that Magnum calls ``uuid`` lead where ``item`` says."""
         for record in self._wires.records():
-            if record.bay == item.bay_uuid and kept is not None and _door(self._pod(record.uuid)) == kept.uuid:
+            if record.bay == item.bay_uuid and _door(self._pod(record.uuid)) == uuid:
                 where = self._where(record)
                 if where is not None:
                     await self._lead(record, where, item)
