@@ -26,6 +26,8 @@ from typing import Any
 FOLDER = pathlib.Path(
     os.environ.get("MAGNUM_TESTBED_DIR") or pathlib.Path(__file__).resolve().parent.parent / ".state" / "testbed"
 ).absolute()
+REGISTER = pathlib.Path("/var/tmp/magnum-testbeds")
+"""Where every test bed of this machine says which folder it is in, by its tag."""
 TAG = hashlib.sha256(str(FOLDER).encode()).hexdigest()[:6]
 """Tells this test bed's interfaces, cgroups and nodes from those of one in another folder."""
 

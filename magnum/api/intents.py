@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LOG = structlog.get_logger(__name__)
 
+AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 LOOK_AGAIN = 2.0
 """Seconds after which a waiter looks by itself, since a broadcast may be lost."""
 
@@ -83,7 +84,8 @@ async def carry_out(
 ) -> objects.AnyObject | None:
     """Return ``item`` as it stands once it is settled or the wait is over; None once nothing is left of it.
 
-    ``wait``: seconds, None for ``[api] wait``; then a host that is away is not waited for.
+    ``wait``: seconds, None for ``[api] wait``; then a host that is away is not waited for. The intent is written, so
+    a conductor that is away by now fails nothing: ``item`` is returned as it was last seen.
     """
     if settled(item):
         return None if item.deleting else item
@@ -93,12 +95,23 @@ async def carry_out(
     context = msgspec.structs.replace(context, deadline=until + api.conf.api.call_timeout)
     faults.point("api-after-intent")
     with api.watch.on(item.uuid) as woken:
-        hosts = await hosts_of(api, context, item)
+        current: objects.AnyObject | None = item
+        try:
+            hosts = await hosts_of(api, context, item)
+        except AWAY as error:
+            LOG.warning("left to convergence", uuid=item.uuid, reason=str(error))
+            return item
+        except errors.NotFound:
+            return None
         reached = await _ask(api, context, item, hosts, until)
         faults.point("api-before-answer")
         while True:
             woken.clear()
-            current = await _current(api, context, item)
+            try:
+                current = await _current(api, context, item)
+            except AWAY as error:
+                LOG.warning("answered as last seen", uuid=item.uuid, reason=str(error))
+                return current
             if current is None or settled(current):
                 return current
             left = until - time.monotonic()

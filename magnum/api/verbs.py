@@ -91,8 +91,11 @@ async def create(call: routing.Call, item: Any, query: bodies.Wait) -> routing.A
 async def done(
     call: routing.Call, context: contexts.Context, item: Any, wait: float | None, status: int, shown: Any = show
 ) -> routing.Answer:
-    """Carry an intent out and answer: ``status`` once it is settled, 202 before; 204 when nothing is left."""
-    found = await intents.carry_out(call.api, context, item, wait)
+    """Carry an intent out and answer: ``status`` once it is settled, 202 before; 204 when nothing is left.
+
+    ``item``: None if nothing was left already.
+    """
+    found = None if item is None else await intents.carry_out(call.api, context, item, wait)
     if found is None:
         return routing.Answer(204)
     body = shown(call, found)

@@ -278,6 +278,10 @@ class Server(backend_rpc.Backend):
             except Exception:
                 LOG.exception("comparison failed")
                 await asyncio.sleep(AGAIN)
+            if self._whole:
+                # an engine was away, or something was left: soon once more
+                await asyncio.sleep(AGAIN)
+                continue
             try:
                 async with asyncio.timeout(self.conf.backend.resync_interval):
                     await self._woken.wait()
@@ -377,7 +381,8 @@ class Server(backend_rpc.Backend):
                 continue
             if verdict in ("deleted", "moved") and one.kind in engine.drivers:
                 LOG.info("removing what is not wanted here", kind=one.kind, uuid=one.uuid, verdict=verdict)
-                left = await engine.drivers[one.kind].remove(one.uuid, None)
+                driver = engine.drivers[one.kind]
+                left = await (driver.leave(one.uuid) if verdict == "moved" else driver.remove(one.uuid, None))
                 if not left.gone:
                     self._whole = True
                     self._say(one.uuid, left.reason or "something of it is left")

@@ -96,9 +96,13 @@ class Work:
         if self.item is not None:
             self._begin(self._todo or "look")
 
-    def cancel(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+    def cancel(self) -> None:
+        self._stop_timer()
         if self._task is not None:
             self._task.cancel()
 
@@ -124,9 +128,9 @@ class Work:
             self._take(answer)
 
     def _begin(self, what: str, future: asyncio.Future[Any] | None = None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if what == "apply":
+            # a look settles nothing that is owed
+            self._stop_timer()
         self._todo = "apply" if "apply" in (what, self._todo) else what
         self._next = [*self._next, future] if future is not None else self._next
         if self._task is None:
@@ -179,7 +183,10 @@ class Work:
         if not self._todo:
             self._answer = self._answer or self.item
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(seconds, 0.05), self._begin, "apply")
+            seconds = max(seconds, 0.05)
+            if self._timer is None or self._timer.when() > loop.time() + seconds:
+                self._stop_timer()
+                self._timer = loop.call_later(seconds, self._begin, "apply")
 
     async def _round(self, what: str) -> Any:
         item = self.item
@@ -194,7 +201,7 @@ class Work:
         if answer is None:
             # what several backends may have is another's now, or its end is the conductor's to say
             if not outcome.gone and not self._backend.engine(item).shared:
-                left = await self._backend.driver(item).remove(self.uuid, None)
+                left = await self._backend.driver(item).leave(self.uuid)
                 if not left.gone:
                     self._again(left.retry_after if left.retry_after is not None else AWAY_AGAIN)
             return None

@@ -421,11 +421,17 @@ class Server(conductor_rpc.Conductor):
 
     async def delete(
         self, context: contexts.Context, kind: str, ident: str, bay: str | None = None, keep: bool = False
-    ) -> objects.AnyObject:
+    ) -> objects.AnyObject | None:
         known = _kind(kind)
 
-        async def work(tx: store.Transaction) -> objects.AnyObject:
-            record = await self._hold(tx, known, ident, bay, "delete")
+        async def work(tx: store.Transaction) -> objects.AnyObject | None:
+            try:
+                record = await self._hold(tx, known, ident, bay, "delete")
+            except errors.NotFound:
+                if await tx.asked(known, "delete"):
+                    # this is the call's second coming, and the first has done its work
+                    return None
+                raise
             item = record.item
             if item.deleting:
                 return item  # type: ignore[no-any-return]
@@ -478,8 +484,8 @@ class Server(conductor_rpc.Conductor):
     async def _bury(self, tx: store.Transaction, kind: base.Kind, item: Any) -> None:
         """Drop an object of which nothing is left, and its bay if that waited for it alone."""
         await tx.drop(kind, item.uuid)
+        tx.note(kind, item, "deleted", action="delete", was=item.status, status="Deleted", request_id=item.operation)
         item.operation, item.operation_deadline = None, None
-        tx.note(kind, item, "deleted", action="delete", was=item.status, status="Deleted")
         if item.bay_uuid is None:
             return
         where = await tx.by_uuid(objects.KINDS["bay"], item.bay_uuid)

@@ -687,6 +687,15 @@ class Transaction:
         rows = await self.connection.execute(sa.select(table.c.uuid).where(table.c.uuid.in_(uuids)).distinct())
         return {row.uuid for row in rows}
 
+    async def asked(self, kind: base.Kind, action: str) -> bool:
+        """Return whether the request in hand has had ``action`` on an object of ``kind`` accepted before."""
+        table = tables.LOG
+        mine = (
+            table.c.request_id == self.context.request_id, table.c.object_kind == kind.name,
+            table.c.action == action, table.c.step == "accepted",
+        )  # fmt: skip
+        return bool(await self.events_of(*mine, limit=1))
+
     async def trim_log(self, before: datetime.datetime, limit: int = 1000) -> int:
         """Drop up to ``limit`` rows older than ``before``; return how many."""
         table = tables.LOG

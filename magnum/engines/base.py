@@ -152,6 +152,10 @@ class Driver(abc.ABC):
         Returns an Outcome with ``gone`` set, or one that names what is left.
         """
 
+    async def leave(self, uuid: str) -> Outcome:
+        """Remove this host's part of what lives on elsewhere; what several hosts share stays. Returns as ``remove``."""
+        return await self.remove(uuid, None)
+
     async def stream(self, item: Any, asked: Any) -> Session:
         """Open logs, attach or exec (an ``rpc.backend.StreamAsked``-shaped request). Raises NotSupported, Conflict, NotFound."""
         raise errors.NotSupported(f"a {type(item).__name__} has no {asked.verb} on this engine")

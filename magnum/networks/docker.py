@@ -113,14 +113,17 @@ def routes(table: str = "/proc/net/route") -> list[str]:
     return found
 
 
-async def remove(client: docker.Client, bay_uuid: str, labels: list[str]) -> list[str]:
-    """Remove the network of a bay, found by ``labels``; return a sentence for everything that keeps it."""
+async def remove(client: docker.Client, bay_uuid: str, labels: list[str], *, whole: bool = True) -> list[str]:
+    """Remove the network of a bay, found by ``labels``; return a sentence for everything that keeps it.
+
+    ``whole``: else only this host's part of a network that goes on on others.
+    """
     left: list[str] = []
     found = await client.networks(labels)
     # a worker of a swarm no longer sees the network once its anchor has stopped
     if any(n.driver == "overlay" for n in found) or await client.containers(labels):
         name = network_name(bay_uuid)
-        why = await overlay.remove(client, bay_uuid, name=name)
+        why = await overlay.remove(client, bay_uuid, name=name, whole=whole)
         left += [f"network {name}: {why}"] if why else []
     for network in found:
         if network.driver == "overlay":

@@ -91,8 +91,8 @@ async def ensure(
     return Overlay(network=found.id, subnet=subnet, services=halves(subnet)[1], anchor=anchor)
 
 
-async def remove(client: docker.Client, bay: str, *, name: str) -> str | None:
-    """Remove this host's anchor and, where this host manages the swarm, the network.
+async def remove(client: docker.Client, bay: str, *, name: str, whole: bool = True) -> str | None:
+    """Remove this host's anchor and, if the bay ends as a ``whole`` and this host manages the swarm, the network.
 
     Returns why something is left (other hosts' containers are still on it: to be tried again), None once
     nothing of it is left to this host.
@@ -103,7 +103,8 @@ async def remove(client: docker.Client, bay: str, *, name: str) -> str | None:
         pass
     except errors.Conflict:
         return "the anchor is being removed"
-    if not await _manages(client):
+    # every manager sees the network, also one whose host has no part in the bay
+    if not whole or not await _manages(client):
         return None
     try:
         await client.remove_network(name)

@@ -79,11 +79,12 @@ class Conductor(rpc.Interface):
     @rpc.call(repeat_safe=True)
     async def delete(
         self, context: context.Context, kind: str, ident: str, bay: str | None = None, keep: bool = False
-    ) -> objects.AnyObject:
+    ) -> objects.AnyObject | None:
         """Write the intent to delete, of a bay with all that is in it; return the object.
 
         What lives on no host is gone at the return. ``keep`` leaves a replication
-        controller's pods. Repeats are no error while the object exists.
+        controller's pods. Repeats are no error while the object exists, and None once
+        the very request that is repeated has ended it.
         Raises NotFound, Ambiguous, Conflict (a bay model in use).
         """
         raise NotImplementedError

@@ -16,6 +16,12 @@ from magnum.networks import names, neutron
 from magnum.objects import bay as bays
 
 RETRY_SECONDS = 10.0
+SWARM_AWAY = (
+    "does not have a leader", "deadline exceeded", "no manager", "not a swarm manager", "is pending", "cannot be reached",
+    "connection error", "could not be attached", "attaching to network failed",
+)  # fmt: skip
+"""What the engine says while its swarm elects, or another's manager is away: it passes."""
+SWARM_SECONDS = 1.0
 
 
 class Bay(base.Driver):
@@ -58,6 +64,9 @@ class Bay(base.Driver):
         except errors.Unavailable:
             raise
         except errors.MagnumError as error:
+            if any(words in error.detail.lower() for words in SWARM_AWAY):
+                status = f"{verb}_IN_PROGRESS"
+                return base.Outcome(status=status, reason=error.detail, pending=True, retry_after=SWARM_SECONDS)
             return base.Outcome(status=f"{verb}_FAILED", reason=error.detail, retry_after=RETRY_SECONDS)
 
     async def observe(self, item: bays.Bay) -> base.Outcome:
@@ -79,10 +88,17 @@ class Bay(base.Driver):
         """Remove the bay's network, volumes and hosts file.
 
         Containers of the bay have removals of their own; one that is not ours is left alone and named.
+        A host that is leaving the bay removes its own part of the network alone.
         """
-        left = await networks.remove(self._client, uuid, self._marks(uuid))
+        return await self._remove(uuid, item, whole=item is None or self._conf.host in item.spec.members)
+
+    async def leave(self, uuid: str) -> base.Outcome:
+        return await self._remove(uuid, None, whole=False)
+
+    async def _remove(self, uuid: str, item: bays.Bay | None, *, whole: bool) -> base.Outcome:
+        left = await networks.remove(self._client, uuid, self._marks(uuid), whole=whole)
         # a host that leaves a bay, or comes back when it is over, has nothing to say of the network that others are on
-        if item is not None and item.deleting and neutron.is_on(item.spec):
+        if item is not None and item.deleting and whole and neutron.is_on(item.spec):
             try:
                 left += await neutron.remove(self._wires.client, self._conf.deployment, uuid, item.project_id)
             except errors.MagnumError as error:

@@ -30,9 +30,10 @@ from magnum.networks import docker as networks
 from magnum.networks import names, neutron, wires
 from magnum.objects import container as containers
 
-FIRST_RETRY = 5.0
+FIRST_RETRY = 1.0
 LAST_RETRY = 300.0
-"""Seconds between tries of what was refused, doubling from the first to the last."""
+RETRY_GROWTH = 1.5
+"""Seconds between tries of what was refused, from the first to the last, and how they grow."""
 
 RETRY_NETWORK = 10.0
 """Seconds until what Neutron refused is tried again: a quota may be raised."""
@@ -236,7 +237,7 @@ def outcome(item: containers.Container, seen: client_docker.ContainerInfo) -> ba
     state = seen.state
     status, reason = "Error", f"Docker says {state.status}"
     match state.status:
-        case "created" if state.error and item.spec.power != "created":
+        case "created" if state.error and item.spec.power in ("running", "paused"):
             reason = state.error
         case "created":
             status, reason = "Created", ""
@@ -299,6 +300,8 @@ class Container(base.Driver):
         self._hosts = hosts
         self._wired = wired
         self._tries: dict[str, int] = {}
+        self._owed: dict[str, str] = {}
+        """Uuid → the refusal after which another try is to come."""
 
     async def apply(self, item: containers.Container, progress: base.Progress) -> base.Outcome:
         known = item.state.engine_id is not None
@@ -346,10 +349,11 @@ class Container(base.Driver):
             refusal = error
             seen = await self.find(item.uuid)
         if refusal is None and seen is not None:
-            self._tries.pop(item.uuid, None)
+            self._settled(item.uuid)
             return self._outcome(item, seen)
         if seen is not None and not steps(item.spec, seen, wanted):
             # what was refused is owed no more: it ended while it was to be paused
+            self._settled(item.uuid)
             return self._outcome(item, seen)
         words = refusal.detail if refusal else "it was removed from the engine meanwhile"
         return self._shown(item, seen, "Error", words, self._retry(item.uuid, words))
@@ -384,8 +388,15 @@ class Container(base.Driver):
 
     async def observe(self, item: containers.Container) -> base.Outcome:
         seen = await self.find(item.uuid)
+        owed = self._owed.get(item.uuid)
+        if owed is not None and (seen is None or seen.state.status in ("created", "exited")):
+            # another try is on its way; until then the refusal is what there is to tell
+            return self._shown(item, seen, "Error", owed, None)
         if seen is not None:
             found = self._outcome(item, seen)
+            if item.spec.power == "paused" and seen.state.status == "running":
+                # the engine starts again what was paused when it went away
+                found.retry_after = 0.0
             if self._facts(item) is not None and not self._wired.attached(item.uuid) and found.retry_after is None:
                 # a port is gone, or the sandbox: the next round makes it anew
                 found.retry_after = 0.0
@@ -396,7 +407,7 @@ class Container(base.Driver):
         return base.Outcome(status=item.status, reason=item.status_reason, pending=pending)
 
     async def remove(self, uuid: str, item: containers.Container | None) -> base.Outcome:
-        self._tries.pop(uuid, None)
+        self._settled(uuid)
         left: list[str] = []
         rows = await self._client.containers(self._marks(uuid))
         for row in sorted(rows, key=lambda row: wiring.ROLE in (row.labels or {})):
@@ -469,11 +480,17 @@ class Container(base.Driver):
         tried = item.observed_generation >= item.generation and item.status == "Error"
         return tried and bool(seen.state.error) and not _passing(seen.state.error)
 
+    def _settled(self, uuid: str) -> None:
+        self._tries.pop(uuid, None)
+        self._owed.pop(uuid, None)
+
     def _retry(self, uuid: str, words: str) -> float | None:
         if not _passing(words):
+            self._settled(uuid)
             return None
+        self._owed[uuid] = words
         tries = self._tries[uuid] = self._tries.get(uuid, 0) + 1
-        return float(min(FIRST_RETRY * 2 ** (min(tries, 20) - 1), LAST_RETRY))
+        return float(min(FIRST_RETRY * RETRY_GROWTH ** (min(tries, 20) - 1), LAST_RETRY))
 
     async def _do(
         self, step: str, ident: str, item: containers.Container, wanted: dict[str, Any], progress: base.Progress
