@@ -16,7 +16,7 @@ from testbed import base
 
 COMPONENTS = sorted(
     {module.name for module in pkgutil.iter_modules([os.path.dirname(__file__)])}
-    - {"__main__", "base", "environments", "images", "kubernetes_build"}
+    - {"__main__", "base", "environments", "faults", "images", "kubernetes_build"}
 )
 
 

@@ -89,7 +89,39 @@ def _socket(name: str) -> pathlib.Path:
     return path if len(str(path)) < SOCKET_PATH_MAX else pathlib.Path(f"/tmp/{CGROUP}-{name}.sock")
 
 
-def _host(index: int, cidr: ipaddress.IPv4Network) -> dict[str, Any]:
+DISK = "400m"
+"""Size of a small host's disk."""
+
+
+def _small(name: str, enter: list[str]) -> None:
+    """Give a host a disk of its own that can be filled; what engines cannot live without when it is full is apart."""
+    folder = base.FOLDER / NAME / name
+    script = (
+        'mkdir -p "$1/data" && mount -t tmpfs -o size="$2" tmpfs "$1/data" && for part in swarm containerd; do '
+        'mkdir -p "$1/apart/$part" "$1/data/$part" && mount --bind "$1/apart/$part" "$1/data/$part" || exit 1; done'
+    )
+    base.run(*enter, "sh", "-c", script, "sh", str(folder), DISK)
+
+
+def fill(name: str, *, full: bool) -> None:
+    """Fill the disk of a small host, or free it again."""
+    found = next(host for host in base.facts(NAME)["hosts"] if host["name"] == name)
+    filler = base.FOLDER / NAME / name / "data" / "filler"
+    script = 'cat /dev/zero > "$1"' if full else 'rm -f "$1"'
+    base.run(*found["enter"], "sh", "-c", script, "sh", str(filler), check=False)
+
+
+def stop(name: str) -> None:
+    """End the engine of a host, as a machine that is shut down does; its containers end with it."""
+    base.stop(f"{NAME}-{name}-engine", 60)
+
+
+def start(name: str) -> None:
+    """Have the engine of a host up again. Raises Failed."""
+    _host(int(name.removeprefix("host")), ipaddress.IPv4Network(base.facts(NAME)["cidr"]))
+
+
+def _host(index: int, cidr: ipaddress.IPv4Network, *, small: bool = False) -> dict[str, Any]:
     """Have one host with its engine and images up, and return its facts."""
     name = f"host{index}"
     folder = base.FOLDER / NAME / name
@@ -113,6 +145,8 @@ def _host(index: int, cidr: ipaddress.IPv4Network) -> dict[str, Any]:
         for words in (["addr", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"],
                       ["route", "add", "default", "via", str(cidr[1])]):  # fmt: skip
             base.run(*_enter(holder), "ip", *words)
+        if small:
+            _small(name, _enter(holder))
     enter = _enter(holder)
     if base.pid(f"{NAME}-{name}-engine") is None:
         # A daemon that was killed leaves files that keep the next one from starting.
@@ -143,8 +177,8 @@ def _healthy(hosts: int) -> bool:
     return False
 
 
-def up(hosts: int = 3) -> None:
-    """Have at least ``hosts`` hosts up. Raises Failed."""
+def up(hosts: int = 3, *, small: bool = False) -> None:
+    """Have at least ``hosts`` hosts up; new ones have a disk that can be filled if they are to be ``small``. Raises Failed."""
     if _healthy(hosts):
         return
     if os.geteuid():
@@ -153,7 +187,7 @@ def up(hosts: int = 3) -> None:
         hosts = max(hosts, len(base.facts(NAME)["hosts"]))
     cidr = _network()
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda index: _host(index, cidr), range(1, hosts + 1)))
+        found = list(pool.map(lambda index: _host(index, cidr, small=small), range(1, hosts + 1)))
     base.write_facts(NAME, {"bridge": BRIDGE, "address": str(cidr[1]), "cidr": str(cidr), "hosts": found})
 
 

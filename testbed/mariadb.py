@@ -4,6 +4,7 @@ Facts: ``url`` (of the server; a database's name goes after it), ``port``, ``soc
 """
 
 import secrets
+import signal
 
 from testbed import base
 
@@ -27,7 +28,10 @@ def up(hosts: int) -> None:
             "mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db",
             "--auth-root-authentication-method=normal",
         )  # fmt: skip
-    (port,) = base.free_ports(1)
+    try:
+        port = base.facts(NAME)["port"]
+    except base.Failed:
+        (port,) = base.free_ports(1)
     grants = folder / "grants.sql"
     grants.write_text(
         f"CREATE USER IF NOT EXISTS '{USER}'@'127.0.0.1' IDENTIFIED BY '{secret.read_text()}';\n"
@@ -52,6 +56,11 @@ def _run(statement: str, *, check: bool = True) -> int:
         "mariadb", "--no-defaults", "-h127.0.0.1", f"-P{found['port']}", f"-u{USER}", f"-p{secret}", "-e", statement,
         check=check,
     ).returncode  # fmt: skip
+
+
+def stop(*, kill: bool = False) -> None:
+    """End the server and keep its data; ``kill``: as a crash does. ``up`` brings it back, at the same port."""
+    base.stop(NAME, number=signal.SIGKILL if kill else signal.SIGTERM)
 
 
 def down() -> None:

@@ -57,7 +57,10 @@ def up(hosts: int) -> None:
                       "--pwfile=/tmp/$$ --no-sync -E UTF8 --locale=C.UTF-8; code=$?; rm -f /tmp/$$; exit $code"]),
             data=secret.read_bytes(),
         )  # fmt: skip
-    (port,) = base.free_ports(1)
+    try:
+        port = base.facts(NAME)["port"]
+    except base.Failed:
+        (port,) = base.free_ports(1)
     log = folder / "log"
     # a crash of the machine may cost the test bed its data, a crash of a program may not
     settings = {
@@ -70,6 +73,11 @@ def up(hosts: int) -> None:
     base.write_facts(NAME, {"url": url, "port": port, "log": str(log)})
     base.wait(lambda: base.run(str(_bin() / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), check=False).returncode == 0,
               "PostgreSQL", log=log, daemon=NAME)  # fmt: skip
+
+
+def stop(*, kill: bool = False) -> None:
+    """End the server and keep its data; ``kill``: as a crash does. ``up`` brings it back, at the same port."""
+    base.stop(NAME, number=signal.SIGKILL if kill else signal.SIGINT)
 
 
 def down() -> None:

@@ -125,7 +125,9 @@ class Deployment:
         self._write("magnum.conf", settings)
         for host_name, host in self.hosts.items():
             more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name}, "docker": {"url": host.url},
-                    "backend": {"address": host.address}, **(each or {}).get(host.name, {})}  # fmt: skip
+                    "backend": {"address": host.address}}  # fmt: skip
+            for group, options in (each or {}).get(host.name, {}).items():
+                more.setdefault(group, {}).update(options)
             self._write(f"{host_name}.conf", more)
         for keeper in self.keepers:
             facts = base.facts("kubernetes")
@@ -154,14 +156,22 @@ class Deployment:
     def programs(self):
         return ["conductor", "api", *self.hosts, *self.keepers]
 
+    def words(self, name):
+        """Return the words before the command that starts a program: where it is to run."""
+        return []
+
+    def environment(self, name):
+        """Return what the environment of a program has beside this process' own."""
+        return {}
+
     def start(self, *names, crash_at=""):
         """Start programs (all by default): ``conductor``, ``api``, or a host's name for its backend."""
         for name in names or self.programs:
             binary = name if name in ("conductor", "api") else "backend"
-            argv = [str(BIN / f"magnum-{binary}"), "--config-file", str(self.folder / "magnum.conf")]
+            argv = [*self.words(name), str(BIN / f"magnum-{binary}"), "--config-file", str(self.folder / "magnum.conf")]
             if binary == "backend":
                 argv += ["--config-file", str(self.folder / f"{name}.conf")]
-            env = os.environ | ({"MAGNUM_CRASH_AT": crash_at} if crash_at else {})
+            env = os.environ | self.environment(name) | ({"MAGNUM_CRASH_AT": crash_at} if crash_at else {})
             with open(self.folder / f"{name}.log", "ab") as out:
                 self.processes[name] = subprocess.Popen(argv, stdout=out, stderr=out, env=env)
 
