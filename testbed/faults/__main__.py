@@ -16,7 +16,9 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=2, help="times that a run has each fault (2)")
     parser.add_argument("--faults", default=",".join(injector.KINDS), help="kinds, comma separated")
     parser.add_argument("--clients", type=int, default=8, help="clients at once (8)")
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds between a client's operations, on average (1)")
+    parser.add_argument(
+        "--pause", type=float, default=1.0, help="seconds between a client's operations, on average (1)"
+    )
     parser.add_argument("--database", choices=[*stand.DATABASES, "both"], default="postgresql", help="both: in turns")
     asked = parser.parse_args()
     if asked.verb == "down":

@@ -46,6 +46,7 @@ async def run(seed: int, options: Options) -> dict[str, Any]:
         bad = bool(result["violations"])
     finally:
         cloud.stop()
+        cloud.clear()
         if bad:
             kept = base.FOLDER.parent / f"faults-{seed}"
             shutil.rmtree(kept, ignore_errors=True)
@@ -61,6 +62,8 @@ async def _work(cloud: stand.Stand, seed: int, options: Options, tally: workload
     clients = [workload.Client(cloud, n, seed, tally, options.pause) for n in range(options.clients)]
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(workload.SECONDS)) as session:
+        # aiohttp would send a DELETE or PUT again by itself, and tell nobody
+        session._retry_connection = False
         injecting = asyncio.create_task(faults.run(session))
 
         def enough() -> bool:

@@ -79,7 +79,9 @@ class Checker:
         """Return every container of the deployment on a host, as Docker describes it."""
         url = self._cloud.hosts[name].url
         for _ in range(3):
-            ids = self._docker(url, "ps", "-aq", "--no-trunc", "--filter", f"label={engines.DEPLOYMENT}={self._cloud.name}").split()
+            ids = self._docker(
+                url, "ps", "-aq", "--no-trunc", "--filter", f"label={engines.DEPLOYMENT}={self._cloud.name}"
+            ).split()
             if not ids:
                 return []
             with contextlib.suppress(subprocess.CalledProcessError):
@@ -116,7 +118,12 @@ class Checker:
 
     def _runs(self, thing: workload.Thing, item: Any, what: str) -> None:
         """A container that is to run does, unless its engine was ended under it and nobody asked for another run."""
-        wanted = {"running": {"Running"}, "stopped": {"Stopped", "Created"}, "paused": {"Paused"}, "created": {"Created"}}
+        wanted = {
+            "running": {"Running"},
+            "stopped": {"Stopped", "Created"},
+            "paused": {"Paused"},
+            "created": {"Created"},
+        }
         allowed = set(wanted[item.spec.power])
         if item.spec.power in ("running", "paused") and not thing.always and self._restarted.get(item.host):
             allowed.add("Stopped")
@@ -208,7 +215,7 @@ class Checker:
             ruleset = subprocess.run([*host.enter, "nft", "list", "ruleset"], capture_output=True, text=True).stdout
             if "table inet faults" in ruleset:
                 self._say(f"{name} is still cut off")
-            for uuid in set(UUID.findall(ruleset)) - set(self._rows):
+            for uuid in (set(UUID.findall(ruleset)) & set(self._log)) - set(self._rows):
                 self._say(f"a rule of {uuid}, which is no more, on {name}")
             share = {row for row, hosts in self._shares.items() if name in hosts}
             networks = set(UUID.findall(self._docker(host.url, "network", "ls", "--format", "{{.Name}} {{.Driver}}")))

@@ -103,7 +103,10 @@ class Client:
     async def _send(self, session, method: str, path: str, body: Any) -> tuple[int | None, Any, str]:
         try:
             async with session.request(
-                method, f"{self._cloud.url}{path}", json=body, headers={"X-Project-Id": self.tenant, "X-Roles": "member"}
+                method,
+                f"{self._cloud.url}{path}",
+                json=body,
+                headers={"X-Project-Id": self.tenant, "X-Roles": "member"},
             ) as answer:
                 raw = await answer.read()
                 found = json.loads(raw) if raw else None
@@ -162,7 +165,9 @@ class Client:
         """Note an answer; return whether it is a promise (True), a refusal (False) or leaves things open (None)."""
         self._tally.count(f"{what} {thing.kind}", status)
         if status == 404:
-            self._tally.wrong.append(f"{what} of the acknowledged {thing.kind} {thing.name} {thing.uuid} is answered 404")
+            self._tally.wrong.append(
+                f"{what} of the acknowledged {thing.kind} {thing.name} {thing.uuid} is answered 404"
+            )
             thing.closed = True
             return False
         if status is not None and 200 <= status < 300:
