@@ -37,6 +37,7 @@ _CRUD = {
     "create": (MEMBER, "POST", "", "Create one of"),
     "update": (MEMBER, "PATCH", "/{ident}", "Change one of"),
     "delete": (MEMBER, "DELETE", "/{ident}", "Delete one of"),
+    "explain": (READER, "GET", "/{ident}/explain", "Read why one is not as wanted, of"),
     "history": (READER, "GET", "/{ident}/history", "Read what happened to one of"),
 }
 _NOUNS = {

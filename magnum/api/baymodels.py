@@ -6,6 +6,7 @@ import msgspec
 
 from magnum.api import bodies, names, routing, verbs, views
 from magnum.objects import base, bay_model
+from magnum.objects.explanation import Explanation
 
 ROUTES = routing.Routes("bay models")
 
@@ -103,6 +104,12 @@ async def update(call: routing.Call, ident: str, body: bodies.Patch, query: bodi
 async def delete(call: routing.Call, ident: str, query: bodies.Wait) -> routing.Answer:
     """Delete a bay model that no bay is made from."""
     return await verbs.delete(call, "baymodel", ident, query)
+
+
+@ROUTES.get("/v1/baymodels/{ident}/explain", rule="baymodel:explain", answers={200: Explanation})
+async def explain(call: routing.Call, ident: str, query: bodies.Show) -> routing.Answer:
+    """Read why a bay model is not as wanted, down to the engine's own words, and its last deaths."""
+    return await verbs.explain(call, "baymodel", ident, query)
 
 
 @ROUTES.get("/v1/baymodels/{ident}/history", rule="baymodel:history", answers={200: verbs.Events})

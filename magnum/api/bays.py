@@ -6,6 +6,7 @@ import msgspec
 
 from magnum.api import bodies, names, routing, verbs, views
 from magnum.objects import base, bay
+from magnum.objects.explanation import Explanation
 
 ROUTES = routing.Routes("bays")
 
@@ -74,6 +75,12 @@ async def update(call: routing.Call, ident: str, body: bodies.Patch, query: bodi
 async def delete(call: routing.Call, ident: str, query: bodies.Wait) -> routing.Answer:
     """Delete a bay with everything in it."""
     return await verbs.delete(call, "bay", ident, query)
+
+
+@ROUTES.get("/v1/bays/{ident}/explain", rule="bay:explain", answers={200: Explanation})
+async def explain(call: routing.Call, ident: str, query: bodies.Show) -> routing.Answer:
+    """Read why a bay is not as wanted, down to the engine's own words, and its last deaths."""
+    return await verbs.explain(call, "bay", ident, query)
 
 
 @ROUTES.get("/v1/bays/{ident}/history", rule="bay:history", answers={200: verbs.Events})

@@ -8,6 +8,7 @@ import msgspec
 from magnum import errors
 from magnum.api import bodies, names, routing, tunnels, verbs, views
 from magnum.objects import base, container
+from magnum.objects.explanation import Explanation
 
 ROUTES = routing.Routes("containers")
 
@@ -208,6 +209,12 @@ async def top(call: routing.Call, ident: str, query: verbs.Which) -> routing.Ans
     """List a running container's processes."""
     item = await verbs.find(call, "container", ident, query)
     return routing.Answer(200, await call.api.backend(tunnels.host_of(item)).top(call.context, item))
+
+
+@ROUTES.get("/v1/containers/{ident}/explain", rule="container:explain", answers={200: Explanation})
+async def explain(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
+    """Read why a container is not as wanted, down to the engine's own words, and its last deaths."""
+    return await verbs.explain(call, "container", ident, query)
 
 
 @ROUTES.get("/v1/containers/{ident}/history", rule="container:history", answers={200: verbs.Events})

@@ -6,6 +6,7 @@ import msgspec
 
 from magnum.api import bodies, manifests, names, routing, tunnels, verbs, views
 from magnum.objects import base, container, pod
+from magnum.objects.explanation import Explanation
 
 ROUTES = routing.Routes("pods")
 
@@ -110,6 +111,12 @@ async def execute(call: routing.Call, ident: str, query: ExecuteQuery) -> routin
     """Run a command in a pod's container and answer its output once it has ended."""
     item = await verbs.find(call, "pod", ident, query)
     return await tunnels.execute(call, item, query, query.container)
+
+
+@ROUTES.get("/v1/pods/{ident}/explain", rule="pod:explain", answers={200: Explanation})
+async def explain(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
+    """Read why a pod is not as wanted, down to the engine's own words, and its last deaths."""
+    return await verbs.explain(call, "pod", ident, query)
 
 
 @ROUTES.get("/v1/pods/{ident}/history", rule="pod:history", answers={200: verbs.Events})

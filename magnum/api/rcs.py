@@ -6,6 +6,7 @@ import msgspec
 
 from magnum.api import bodies, manifests, names, routing, verbs, views
 from magnum.objects import base, replication_controller
+from magnum.objects.explanation import Explanation
 
 ROUTES = routing.Routes("replication controllers")
 
@@ -83,6 +84,12 @@ def patched(item: Any, steps: list[dict[str, Any]]) -> Any:
 async def delete(call: routing.Call, ident: str, query: DeleteQuery) -> routing.Answer:
     """Delete a replication controller, and its pods unless ``keep_pods`` is set."""
     return await verbs.delete(call, "rc", ident, query, keep=query.keep_pods)
+
+
+@ROUTES.get("/v1/rcs/{ident}/explain", rule="rc:explain", answers={200: Explanation})
+async def explain(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
+    """Read why a replication controller is not as wanted, down to the engine's own words, and its last deaths."""
+    return await verbs.explain(call, "rc", ident, query)
 
 
 @ROUTES.get("/v1/rcs/{ident}/history", rule="rc:history", answers={200: verbs.Events})

@@ -6,6 +6,7 @@ import msgspec
 
 from magnum.api import bodies, manifests, names, routing, verbs, views
 from magnum.objects import base, service
+from magnum.objects.explanation import Explanation
 
 ROUTES = routing.Routes("services")
 
@@ -82,6 +83,12 @@ def patched(item: Any, steps: list[dict[str, Any]]) -> Any:
 async def delete(call: routing.Call, ident: str, query: verbs.Change) -> routing.Answer:
     """Delete a service."""
     return await verbs.delete(call, "service", ident, query)
+
+
+@ROUTES.get("/v1/services/{ident}/explain", rule="service:explain", answers={200: Explanation})
+async def explain(call: routing.Call, ident: str, query: verbs.Which) -> routing.Answer:
+    """Read why a service is not as wanted, down to the engine's own words, and its last deaths."""
+    return await verbs.explain(call, "service", ident, query)
 
 
 @ROUTES.get("/v1/services/{ident}/history", rule="service:history", answers={200: verbs.Events})

@@ -126,6 +126,13 @@ async def delete(call: routing.Call, kind: str, ident: str, query: Any, *, keep:
     return await done(call, context, item, query.wait, 202)
 
 
+async def explain(call: routing.Call, kind: str, ident: str, query: Any) -> routing.Answer:
+    """Answer why an object is not as wanted."""
+    context = call.for_all_projects(query.all_projects)
+    found = await call.api.conductor.explain(context, kind, names.ident(ident, kind), bay_of(query))
+    return routing.Answer(200, found)
+
+
 async def history(call: routing.Call, kind: str, ident: str, query: Any) -> routing.Answer:
     """Answer what the log has of an object, of a deleted one too if it is named by uuid."""
     context = call.for_all_projects(query.all_projects)

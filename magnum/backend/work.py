@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from magnum import errors, faults, objects
-from magnum.backend import converge
+from magnum.backend import converge, deaths
 from magnum.engines import base as engines
 from magnum.objects import base, container, pod, replication_controller, service
 
@@ -191,6 +191,8 @@ class Work:
     async def _round(self, what: str) -> Any:
         item = self.item
         outcome = await self._act(item, what)
+        if hasattr(item.state, "deaths") and not outcome.gone:
+            await deaths.keep(self._backend.driver(item), item, outcome)
         faults.point(f"{self.kind}-after-engine")
         told = (item.generation, outcome.status, outcome.reason, outcome.state, outcome.pending, outcome.gone)
         if what == "look" and told == self._told and not outcome.gone:

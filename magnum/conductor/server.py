@@ -24,9 +24,9 @@ from oslo_config import cfg
 
 from magnum import context as contexts
 from magnum import errors, faults, objects
-from magnum.conductor import quotas, replication, scheduler, services, takeover
+from magnum.conductor import causes, quotas, replication, scheduler, services, takeover
 from magnum.db import schema, store, tables
-from magnum.objects import base, bay, host
+from magnum.objects import base, bay, explanation, host
 from magnum.rpc import backend as backend_rpc
 from magnum.rpc import base as rpc
 from magnum.rpc import conductor as conductor_rpc
@@ -248,6 +248,15 @@ class Server(conductor_rpc.Conductor):
         async def work(tx: store.Transaction) -> objects.AnyObject:
             where = await self._bay(tx, bay)
             return (await tx.find(_kind(kind), ident, where)).shown()  # type: ignore[no-any-return]
+
+        return await self.store.read(context, work)
+
+    async def explain(
+        self, context: contexts.Context, kind: str, ident: str, bay: str | None = None
+    ) -> explanation.Explanation:
+        async def work(tx: store.Transaction) -> explanation.Explanation:
+            record = await tx.find(_kind(kind), ident, await self._bay(tx, bay))
+            return await causes.explain(tx, record)
 
         return await self.store.read(context, work)
 
@@ -549,6 +558,9 @@ class Server(conductor_rpc.Conductor):
             await self._bury(tx, kind, item)
             return None
         state = msgspec.convert(report.state, kind.state)
+        if isinstance(state, (objects.container.ContainerState, objects.pod.PodState)) and not state.deaths:
+            # what a look does not tell of is not forgotten
+            state.deaths = item.state.deaths
         status, reason = report.status, report.reason
         if report.gone:
             status, reason = kind.failed, report.reason or "it is gone from the engine"

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from magnum import errors
-from magnum.objects import base, bay, bay_model
+from magnum.objects import base, bay, bay_model, explanation
 
 
 class Port(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -132,6 +132,7 @@ class ContainerState(base.State):
     security_groups: list[str] = []
     node: str | None = None
     applied: str | None = None
+    deaths: list[explanation.Death] = []
 
 
 class Container(base.Object, tag="container"):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from magnum import errors
-from magnum.objects import base, bay, bay_model, container, document, manifest
+from magnum.objects import base, bay, bay_model, container, document, explanation, manifest
 
 
 class PodSpec(base.Spec):
@@ -53,6 +53,7 @@ class PodState(base.State):
     security_groups: list[str] = []
     node: str | None = None
     applied: str | None = None
+    deaths: list[explanation.Death] = []
 
 
 class Pod(base.Object, tag="pod"):

@@ -8,7 +8,7 @@ Unavailable (database away) and DeadlineExceeded beside what it names.
 import msgspec
 
 from magnum import context, objects
-from magnum.objects import base, host
+from magnum.objects import base, explanation, host
 from magnum.rpc import base as rpc
 
 TOPIC = "conductor"
@@ -49,6 +49,13 @@ class Conductor(rpc.Interface):
     @rpc.call(repeat_safe=True)
     async def get(self, context: context.Context, kind: str, ident: str, bay: str | None = None) -> objects.AnyObject:
         """Return one object. Raises NotFound, Ambiguous (data.uuids lists them)."""
+        raise NotImplementedError
+
+    @rpc.call(repeat_safe=True)
+    async def explain(
+        self, context: context.Context, kind: str, ident: str, bay: str | None = None
+    ) -> explanation.Explanation:
+        """Return why one object is not as wanted, and its last deaths. Raises as ``get``."""
         raise NotImplementedError
 
     @rpc.call(repeat_safe=True)

@@ -118,12 +118,11 @@ class Injector:
         self._cloud.kill(program, signal.SIGTERM)
         self._cloud.start(program, crash_at=f"{point}:{self._random.randint(1, 4)}")
         process = self._cloud.processes[program]
-        end = time.monotonic() + DIES_SECONDS
-        while process.poll() is None and time.monotonic() < end:
-            await asyncio.sleep(0.05)
-        if process.poll() is None:
+        try:
+            await asyncio.to_thread(process.wait, DIES_SECONDS)
+        except subprocess.TimeoutExpired:
             process.kill()
-        process.wait()
+            process.wait()
         del self._cloud.processes[program]
         self._cloud.start(program)
         return program

@@ -263,7 +263,7 @@ def outcome(item: containers.Container, seen: client_docker.ContainerInfo) -> ba
 def _state(seen: client_docker.ContainerInfo) -> dict[str, Any]:
     state, settings = seen.state, seen.network_settings
     ran = time_of(state.started_at) is not None
-    ended = state.status in ("exited", "dead") or (state.status == "created" and bool(state.error))
+    ended = state.status in ("exited", "dead", "restarting") or (state.status == "created" and bool(state.error))
     addresses = {
         name: [a for a in (e.ip_address, e.ipv6_address) if a] for name, e in (settings.networks or {}).items()
     }
