@@ -22,6 +22,9 @@ DEFAULT_OPTS: list[cfg.Opt] = [
     cfg.StrOpt("state_dir", default="/var/lib/magnum", help="Folder for what a program keeps on its machine."),
     cfg.BoolOpt("debug", default=False, help="Log at DEBUG."),
     cfg.BoolOpt("log_json", default=False, help="Log lines as JSON objects instead of text."),
+    cfg.PortOpt("metrics_port", default=0, min=0,
+                help="Port at which the conductor or a backend answers Prometheus; 0: none. The api's are at its /metrics."),
+    cfg.HostAddressOpt("metrics_host", default="127.0.0.1", help="Address for that."),
     cfg.StrOpt("log_file", help="File to log to instead of standard error."),
 ]  # fmt: skip
 

@@ -13,6 +13,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from prometheus_client import parser
+
 from testbed import base, images, postgresql, rabbitmq
 
 SECONDS = 90.0
@@ -105,11 +107,12 @@ class Deployment:
         self.hosts = {f"{name}-{host.name}": host for host in hosts}
         self.keepers = [f"{name}-keeper{number}" for number in range(1, keepers + 1)]
         self.processes = {}
-        (self.port,) = base.free_ports(1)
+        self.port, *ports = base.free_ports(2 + len(self.hosts) + len(self.keepers))
         self.url = f"http://127.0.0.1:{self.port}"
+        self.metrics_ports = dict(zip(["conductor", *self.hosts, *self.keepers], ports, strict=True))
         settings = {
             "DEFAULT": {"transport_url": rabbitmq.vhost(name), "deployment": name, "host": name,
-                        "state_dir": folder / "state"},
+                        "state_dir": folder / "state", "metrics_port": self.metrics_ports["conductor"]},
             "database": {"connection": postgresql.database(name)},
             "api": {"port": self.port, "auth_strategy": "noauth"},
             "backend": {"beat_interval": 0.5, "down_after": 4},
@@ -124,7 +127,8 @@ class Deployment:
         self.settings = settings
         self._write("magnum.conf", settings)
         for host_name, host in self.hosts.items():
-            more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name}, "docker": {"url": host.url},
+            more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name,
+                                "metrics_port": self.metrics_ports[host_name]}, "docker": {"url": host.url},
                     "backend": {"address": host.address}}  # fmt: skip
             for group, options in (each or {}).get(host.name, {}).items():
                 more.setdefault(group, {}).update(options)
@@ -132,7 +136,8 @@ class Deployment:
         for keeper in self.keepers:
             facts = base.facts("kubernetes")
             options = {
-                "DEFAULT": {"host": keeper, "state_dir": folder / keeper}, "backend": {"engines": "kubernetes"},
+                "DEFAULT": {"host": keeper, "state_dir": folder / keeper, "metrics_port": self.metrics_ports[keeper]},
+                "backend": {"engines": "kubernetes"},
                 "kubernetes": {"clusters": f"main:{facts['kubeconfig']}", "client_ca": f"main:{facts['tenants_ca']}",
                                "client_ca_key": f"main:{facts['tenants_ca_key']}"},
             }  # fmt: skip
@@ -223,6 +228,16 @@ class Deployment:
         except urllib.error.HTTPError as error:
             raw, status = error.read(), error.code
         return status, json.loads(raw) if raw else None
+
+    def metrics(self, name):
+        """Return what a program tells Prometheus: (name, labels as a frozenset of pairs) → value."""
+        url = f"{self.url}/metrics" if name == "api" else f"http://127.0.0.1:{self.metrics_ports[name]}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in parser.text_string_to_metric_families(text) for sample in family.samples
+        }  # fmt: skip
 
     def at(self, port):
         """Return ``request`` for an api on another port."""

@@ -42,6 +42,11 @@ class Reports:
         """The epoch, 0 before the conductor gave one."""
         return self._epoch
 
+    @property
+    def waiting(self) -> int:
+        """How many reports have not been taken yet by a sender."""
+        return self._queue.qsize()
+
     def register(self, epoch: int) -> None:
         self._epoch = epoch
         self._registered.set()

@@ -17,7 +17,7 @@ import structlog
 from oslo_config import cfg
 
 from magnum import context as contexts
-from magnum import errors, objects
+from magnum import errors, metrics, objects
 from magnum.backend import converge, reports, streams, work
 from magnum.engines import base as engines
 from magnum.objects import base, host
@@ -73,6 +73,9 @@ class Server(backend_rpc.Backend):
         self._streams = streams.Streams(conf)
         self._said: dict[str, str] = {}
         self._closing = False
+        metrics.WORKS.set_function(lambda: len(self._works))
+        metrics.ROUNDS.set_function(lambda: sum(each.busy for each in list(self._works.values())))
+        metrics.REPORTS.set_function(lambda: self.reports.waiting)
 
     async def start(self) -> None:
         """Begin; see the class."""
@@ -269,6 +272,8 @@ class Server(backend_rpc.Backend):
             self._woken.clear()
             try:
                 await (self._compare() if whole else self._follow(nudged))
+                if whole:
+                    metrics.COMPARED.set_to_current_time()
             except errors.MagnumError as error:
                 LOG.debug("comparison waits", reason=str(error))
                 self._whole = self._whole or whole

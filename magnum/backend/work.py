@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from magnum import errors, faults, objects
+from magnum import errors, faults, metrics, objects
 from magnum.backend import converge, deaths
 from magnum.engines import base as engines
 from magnum.objects import base, container, pod, replication_controller, service
@@ -77,6 +77,8 @@ class Work:
         self._timer: asyncio.TimerHandle | None = None
         self._told: tuple[Any, ...] | None = None
         self._answer: Any = None
+        self._heard: tuple[int, float] | None = None
+        """Generation of the newest wish that no report has told to be so yet, and when it was heard of."""
 
     def apply(self, item: Any) -> asyncio.Future[Any]:
         """Ask for ``item``, or for what is newer and known already; the result is the object as the conductor has it."""
@@ -106,6 +108,11 @@ class Work:
         if self._task is not None:
             self._task.cancel()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a round is in hand, or waits for its turn."""
+        return self._task is not None
+
     async def wait(self) -> None:
         """Return once the rounds in hand are over."""
         if self._task is not None:
@@ -116,6 +123,8 @@ class Work:
             if self.item is not None and self.item.deleting and item.generation == self.item.generation:
                 item.deleting = True
             overtakes = self.item is not None and _newer(item, self.item)
+            if self.item is None or overtakes:
+                self._heard = item.generation, time.monotonic()
             self.item = item
             if overtakes and self._progress is not None:
                 self._todo = "apply"
@@ -190,7 +199,8 @@ class Work:
 
     async def _round(self, what: str) -> Any:
         item = self.item
-        outcome = await self._act(item, what)
+        with metrics.timed(metrics.ENGINE, *self._labels(item, what)):
+            outcome = await self._act(item, what)
         if hasattr(item.state, "deaths") and not outcome.gone:
             await deaths.keep(self._backend.driver(item), item, outcome)
         faults.point(f"{self.kind}-after-engine")
@@ -200,6 +210,9 @@ class Work:
         else:
             answer = await self._backend.reports.put(self.kind, item, outcome)
             self._told, self._answer = told, answer
+            if self._heard is not None and not outcome.pending and item.generation >= self._heard[0]:
+                metrics.CONVERGENCE.labels(self.kind).observe(time.monotonic() - self._heard[1])
+                self._heard = None
         if answer is None:
             # what several backends may have is another's now, or its end is the conductor's to say
             if not outcome.gone and not self._backend.engine(item).shared:
@@ -217,6 +230,14 @@ class Work:
             else:
                 self._again(outcome.retry_after)
         return answer
+
+    def _labels(self, item: Any, what: str) -> tuple[str, str, str]:
+        try:
+            name = self._backend.engine(item).name
+        except errors.NotSupported:
+            name = ""
+        leaving = converge.leaving(item, self._backend.host)
+        return name, self.kind, "remove" if leaving else "observe" if what == "look" else "apply"
 
     async def _act(self, item: Any, what: str) -> engines.Outcome:
         try:

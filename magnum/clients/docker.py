@@ -29,6 +29,9 @@ OLDEST = (1, 41)
 NEWEST = (1, 44)
 """API versions that this code was written against: Docker 20.10, and the least that Docker 29 serves."""
 
+STUCK = "already exists"
+"""What containerd says of a task that an engine's crash left behind."""
+
 NEVER = "0001-01-01T00:00:00Z"
 """How Docker writes a time that has not come."""
 

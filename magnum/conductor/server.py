@@ -23,7 +23,7 @@ import structlog
 from oslo_config import cfg
 
 from magnum import context as contexts
-from magnum import errors, faults, objects
+from magnum import errors, faults, metrics, objects
 from magnum.conductor import causes, quotas, replication, scheduler, services, takeover
 from magnum.db import schema, store, tables
 from magnum.objects import base, bay, explanation, host
@@ -41,6 +41,8 @@ NUDGE_AGAIN = 10.0
 ROUND = 5.0
 """Seconds between two looks at every bay's controllers, in case another conductor died over one."""
 TRIM_EVERY = 600.0
+COUNT_EVERY = 5.0
+"""Seconds between two counts of what there is, for the metrics."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -233,16 +235,25 @@ class Server(conductor_rpc.Conductor):
         item = record.item
         faults.point("conductor-before-intent")
         kind = objects.kind_of(item)
-        seconds = kind.timeout(item.spec) if kind.timeout is not None else None
         if item.operation is not None and item.operation != tx.context.request_id:
             tx.note(
                 kind, item, "cancelled", action=record.action, was=item.status, request_id=item.operation,
                 reason=f"superseded by {tx.context.request_id}",
             )  # fmt: skip
         item.operation = tx.context.request_id
-        item.operation_deadline = base.now() + datetime.timedelta(
-            seconds=seconds or self.conf.conductor.operation_timeout
-        )
+        item.operation_deadline = base.now() + datetime.timedelta(seconds=self._seconds(kind, item))
+
+    def _seconds(self, kind: base.Kind, item: Any) -> float:
+        """Return how long a change of ``item`` may last."""
+        seconds = kind.timeout(item.spec) if kind.timeout is not None else None
+        return float(seconds or self.conf.conductor.operation_timeout)
+
+    def _ended(self, kind: base.Kind, record: store.Record, outcome: str) -> None:
+        """Count a change that has ended."""
+        item = record.item
+        if item.operation is not None and item.operation_deadline is not None:
+            took = self._seconds(kind, item) - (item.operation_deadline - base.now()).total_seconds()
+            metrics.OPERATIONS.labels(kind.name, record.action, outcome).observe(max(took, 0))
 
     async def get(self, context: contexts.Context, kind: str, ident: str, bay: str | None = None) -> objects.AnyObject:
         async def work(tx: store.Transaction) -> objects.AnyObject:
@@ -493,6 +504,7 @@ class Server(conductor_rpc.Conductor):
     async def _bury(self, tx: store.Transaction, kind: base.Kind, item: Any) -> None:
         """Drop an object of which nothing is left, and its bay if that waited for it alone."""
         await tx.drop(kind, item.uuid)
+        self._ended(kind, store.Record(item=item, action="delete"), "completed")
         tx.note(kind, item, "deleted", action="delete", was=item.status, status="Deleted", request_id=item.operation)
         item.operation, item.operation_deadline = None, None
         if item.bay_uuid is None:
@@ -620,6 +632,7 @@ class Server(conductor_rpc.Conductor):
             item.observed_generation = generation
         if ended:
             step = "failed" if kind.is_failure(status) else "completed"
+            self._ended(kind, record, step)
             tx.note(kind, item, step, action=record.action, was=was, reason=reason, request_id=item.operation)
             item.operation, item.operation_deadline = None, None
         elif was != status or said != reason or _ready(before) != _ready(state):
@@ -852,6 +865,7 @@ class Server(conductor_rpc.Conductor):
     async def _sweep(self) -> None:
         trimmed = 0.0
         rounds = 0.0
+        counted = 0.0
         clock = asyncio.get_running_loop().time
         while True:
             try:
@@ -863,6 +877,9 @@ class Server(conductor_rpc.Conductor):
                     rounds = clock()
                     self._dirty.add("")
                     self._woken.set()
+                if self.conf.metrics_port and clock() - counted > COUNT_EVERY:
+                    counted = clock()
+                    await self._count()
                 if clock() - trimmed > TRIM_EVERY:
                     trimmed = clock()
                     await self._trim()
@@ -871,6 +888,22 @@ class Server(conductor_rpc.Conductor):
             except Exception:
                 LOG.exception("sweep failed")
             await asyncio.sleep(self.conf.conductor.sweep_interval)
+
+    async def _count(self) -> None:
+        async def work(tx: store.Transaction) -> tuple[Any, Any]:
+            return await tx.counts(), await tx.oldest_operation()
+
+        (found, busy, machines), oldest = await self.store.read(contexts.service(), work)
+        metrics.OBJECTS.clear()
+        for (kind, status), number in found.items():
+            metrics.OBJECTS.labels(kind, status).set(number)
+        for kind, number in busy.items():
+            metrics.OPEN.labels(kind).set(number)
+        metrics.HOSTS.clear()
+        for status, number in machines.items():
+            metrics.HOSTS.labels(status).set(number)
+        metrics.OLDEST.set(max((base.now() - oldest).total_seconds(), 0) if oldest is not None else 0)
+        metrics.NEWS.set(self._news.qsize())
 
     async def _beat_itself(self) -> None:
         async def work(tx: store.Transaction) -> None:
@@ -940,6 +973,7 @@ class Server(conductor_rpc.Conductor):
             elif item.status_reason:
                 reason += f": {item.status_reason}"
             item.status, item.status_reason = kind.failure_of(was), reason
+            self._ended(kind, record, "expired")
             tx.note(kind, item, "expired", action=record.action, was=was, reason=reason, request_id=item.operation)
             item.operation, item.operation_deadline = None, None
             await tx.save(kind, record)

@@ -23,7 +23,7 @@ import structlog
 from sqlalchemy.ext import asyncio as sa_asyncio
 
 from magnum import context as contexts
-from magnum import errors, objects
+from magnum import errors, metrics, objects
 from magnum.db import tables
 from magnum.objects import base, host
 
@@ -181,6 +181,12 @@ class Store:
         self, context: contexts.Context, work: collections.abc.Callable[["Transaction"], collections.abc.Awaitable[T]]
     ) -> T:
         """Return what ``work`` reads. Raises Unavailable."""
+        with metrics.timed(metrics.TRANSACTIONS, "read"):
+            return await self._read(context, work)
+
+    async def _read(
+        self, context: contexts.Context, work: collections.abc.Callable[["Transaction"], collections.abc.Awaitable[T]]
+    ) -> T:
         for attempt in range(2):
             try:
                 async with self._reader.connect() as connection:
@@ -203,7 +209,8 @@ class Store:
         task = asyncio.ensure_future(self._write(context, work))
         self._writes.add(task)
         task.add_done_callback(self._written)
-        return await asyncio.shield(task)
+        with metrics.timed(metrics.TRANSACTIONS, "write"):
+            return await asyncio.shield(task)
 
     def _written(self, task: asyncio.Task[Any]) -> None:
         self._writes.discard(task)
@@ -230,6 +237,7 @@ class Store:
                 again = _met_another(error) or (error.connection_invalidated and not committing and attempt < 2)
                 if not again or attempt == ATTEMPTS - 1:
                     raise _ours(error) from error
+                metrics.REPEATS.inc()
                 await asyncio.sleep(random.uniform(0, min(0.005 * 2**attempt, 0.5)))  # noqa: S311
             except (sa.exc.TimeoutError, OSError) as error:
                 raise _ours(error) from error
@@ -389,6 +397,30 @@ class Transaction:
         """Return how many objects of ``kind``, of any project, ``where`` holds for."""
         statement = sa.select(sa.func.count()).select_from(tables.KINDS[kind.name]).where(*where)
         return int((await self.connection.execute(statement)).scalar_one())
+
+    async def counts(self) -> tuple[dict[tuple[str, str], int], dict[str, int], dict[str, int]]:
+        """Return how much there is of all projects: (kind, status) → objects, kind → changes in progress, status → hosts."""
+        parts = [
+            sa.select(sa.literal(name), t.c.status, sa.func.count(), sa.func.count(t.c.operation)).group_by(t.c.status)
+            for name, t in tables.KINDS.items()
+        ]  # fmt: skip
+        found, busy = {}, dict.fromkeys(tables.KINDS, 0)
+        for kind, status, number, operations in await self.connection.execute(sa.union_all(*parts)):
+            found[kind, status] = number
+            busy[kind] += operations
+        table = tables.HOSTS
+        rows = await self.connection.execute(sa.select(table.c.status, sa.func.count()).group_by(table.c.status))
+        return found, busy, {row.status: row[1] for row in rows}
+
+    async def oldest_operation(self) -> datetime.datetime | None:
+        """Return when the change was last touched that has been in progress for longest, None if there is none."""
+        times = [
+            sa.select(sa.func.min(sa.func.coalesce(t.c.updated_at, t.c.created_at)).label("at"))
+            .where(t.c.operation.is_not(None))
+            for t in tables.KINDS.values()
+        ]  # fmt: skip
+        rows = [row.at for row in await self.connection.execute(sa.union_all(*times)) if row.at is not None]
+        return min(rows, default=None)
 
     # shares of hosts
 

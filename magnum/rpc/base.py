@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from magnum import context as contexts
-from magnum import errors
+from magnum import errors, metrics
 
 LOG = structlog.get_logger(__name__)
 
@@ -267,9 +267,10 @@ def _remote(
         if not signature.meta.answers:
             await transport.cast(topic, message)
             return None
-        answer: Any = signature.decode_answer(await transport.call(topic, message))
-        if answer.error is not None:
-            raise errors.from_wire(answer.error)
+        with metrics.timed(metrics.CALLS, name):
+            answer: Any = signature.decode_answer(await transport.call(topic, message))
+            if answer.error is not None:
+                raise errors.from_wire(answer.error)
         return answer.result
 
     remote.__name__ = name
@@ -294,8 +295,9 @@ def handler(interface: type[Interface], implementation: Interface) -> Handler:
             arguments = signature.decode(message.body)
             values = [getattr(arguments, n) for n in signature.names]
             # cancelled at its deadline: nobody waits for the answer any more
-            async with asyncio.timeout(message.timeout):
-                result = await getattr(implementation, message.method)(context, *values)
+            with metrics.timed(metrics.SERVED, message.method), metrics.IN_HAND.track_inprogress():
+                async with asyncio.timeout(message.timeout):
+                    result = await getattr(implementation, message.method)(context, *values)
             return _encode(signature.answer(result=result))
         except errors.MagnumError as raised:
             error = raised

@@ -39,7 +39,9 @@ RETRY_NETWORK = 10.0
 """Seconds until what Neutron refused is tried again: a quota may be raised."""
 WAIT_SECONDS = 2.0
 
-PASSING = ("port is already allocated", "address already in use", "network", "pulling ", "no space left", "timeout")
+
+PASSING = ("port is already allocated", "address already in use", "network", "pulling ", "no space left", "timeout",
+           client_docker.STUCK)  # fmt: skip
 """Words of refusals that may pass by themselves; others wait for the owner."""
 
 _UNITS = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
@@ -394,8 +396,8 @@ class Container(base.Driver):
             return self._shown(item, seen, "Error", owed, None)
         if seen is not None:
             found = self._outcome(item, seen)
-            if item.spec.power == "paused" and seen.state.status == "running":
-                # the engine starts again what was paused when it went away
+            if item.spec.power in ("paused", "stopped") and seen.state.status in ("running", "restarting"):
+                # by the policy "always" the engine starts it with itself, whatever it did before
                 found.retry_after = 0.0
             if self._facts(item) is not None and not self._wired.attached(item.uuid) and found.retry_after is None:
                 # a port is gone, or the sandbox: the next round makes it anew

@@ -528,6 +528,9 @@ class Pod(base.Driver):
             raise
         except errors.MagnumError as error:
             self._refuse(known, "", Waiting(reason="FailedCreatePodSandBox", message=error.detail))
+            if docker.STUCK in error.detail and plan.sandbox == "start":
+                # it will never start again: the next step makes another
+                await self._quietly(self._client.remove(ident))
             return
         known.refusals.pop("", None)
         if not self._on_neutron(item, found):
