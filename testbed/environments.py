@@ -17,6 +17,8 @@ OPENSTACK = [
     "python-magnumclient==5.0.0", "python-openstackclient==10.5.0", "openstacksdk==4.22.0", "oslo.messaging==18.3.1",
 ]  # fmt: skip
 """The newest clients as they were released, and what consumers of notifications are written with."""
+SCHEMATHESIS = ["schemathesis==4.32.5"]
+"""Makes requests out of the OpenAPI document and judges the answers by it."""
 OLDEST = (3, 11)
 
 
@@ -62,6 +64,11 @@ def _install(folder: pathlib.Path, packages: list[str]) -> None:
 def client() -> pathlib.Path:
     """Have the unmodified old client in an environment of its own and return that one's Python."""
     return make(ROOT / ".venv-client", CLIENT)
+
+
+def schemathesis() -> pathlib.Path:
+    """Have schemathesis in an environment of its own, since it pins what others need newer, and return that one's Python."""
+    return make(ROOT / ".venv-schemathesis", SCHEMATHESIS)
 
 
 def openstack() -> pathlib.Path:

@@ -6,6 +6,7 @@ Called by the modules beside it.
 import argparse
 import asyncio
 import collections.abc
+import io
 import signal
 import sys
 from typing import Protocol
@@ -70,11 +71,20 @@ def run(conf: cfg.ConfigOpts, name: str, parts: Parts) -> int:
     return 0
 
 
+def tell_tasks() -> None:
+    """Log what every task of this process waits for; SIGUSR1 asks for it."""
+    for task in asyncio.all_tasks():
+        stack = io.StringIO()
+        task.print_stack(file=stack)
+        LOG.info("task", name=task.get_name(), stack=stack.getvalue())
+
+
 async def _live(name: str, parts: Parts) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    loop.add_signal_handler(signal.SIGUSR1, tell_tasks)
     started: list[Part] = []
     try:
         for part in await parts():

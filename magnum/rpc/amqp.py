@@ -46,6 +46,8 @@ REPLY_TO = "amq.rabbitmq.reply-to"
 HEARTBEAT = 10
 """Seconds; the broker takes a silent program for dead after two of them."""
 CONNECT_SECONDS = 5.0
+SEND_SECONDS = 5.0
+"""How long the broker, or the way to it, may take no more frames before the connection counts as lost."""
 PATIENCE = 15.0
 """Seconds after the broker was lost for which calls wait for it; later ones fail at once."""
 SETTLE_SECONDS = 5.0
@@ -77,6 +79,17 @@ def _translated() -> collections.abc.Iterator[None]:
         raise
     except Exception as error:
         raise _Lost(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+
+
+@contextlib.asynccontextmanager
+async def _sending(channel: aiormq.abc.AbstractChannel) -> collections.abc.AsyncIterator[None]:
+    """Bound a publish. aiormq's queue of frames takes no more once the connection that empties it has gone: a put waits
+    for ever. Raises _Lost."""
+    with _translated():
+        if channel.is_closed:
+            raise _Lost("closed")
+        async with asyncio.timeout(SEND_SECONDS):
+            yield
 
 
 def addresses(url: str) -> list[str]:
@@ -197,7 +210,7 @@ class _Link:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[ident] = answer
         try:
-            with _translated():
+            async with _sending(self.calls):
                 await self.calls.basic_publish(
                     message.body, exchange=EXCHANGE, routing_key=topic, mandatory=True, wait=False,
                     properties=_properties(message, ident, REPLY_TO, left),
@@ -213,7 +226,7 @@ class _Link:
 
     async def send(self, exchange: str, topic: str, body: bytes, properties: _Properties) -> None:
         """Send without knowing whether it arrives. Raises _Lost."""
-        with _translated():
+        async with _sending(self.sends):
             await self.sends.basic_publish(
                 body, exchange=exchange, routing_key=topic, wait=False, properties=properties
             )
@@ -306,8 +319,9 @@ class _Server(_Consumer):
             answer = await self._answer(delivered, message)
         except asyncio.CancelledError:
             if self._shared:
-                with contextlib.suppress(_Lost), _translated():
-                    await delivered.channel.basic_nack(delivered.delivery_tag or 0, requeue=True, wait=False)
+                with contextlib.suppress(_Lost):
+                    async with _sending(delivered.channel):
+                        await delivered.channel.basic_nack(delivered.delivery_tag or 0, requeue=True, wait=False)
             else:
                 refused = base.unreachable(self.topic) if message.repeat_safe else base.lost(message)
                 await self._settle(delivered, base.refusal(refused))
@@ -339,7 +353,7 @@ class _Server(_Consumer):
         properties = delivered.header.properties
         channel = typing.cast(aiormq.Channel, delivered.channel)
         try:
-            with _translated():
+            async with _sending(channel):
                 if properties.reply_to and answer is not None:
                     try:
                         answer = _fits(answer)

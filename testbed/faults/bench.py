@@ -5,7 +5,9 @@ import itertools
 import json
 import pathlib
 import shutil
+import signal
 import statistics
+import subprocess
 import tempfile
 import time
 from typing import Any
@@ -18,6 +20,7 @@ from testbed.faults import checker, injector, stand, workload
 
 FINAL_SECONDS = 30.0
 """Within which every object is as wanted after the last fault is healed."""
+END_SECONDS = 40.0
 RESULTS = base.FOLDER.parent / "faults.json"
 
 
@@ -43,9 +46,11 @@ async def run(seed: int, options: Options) -> dict[str, Any]:
         await asyncio.to_thread(cloud.ready)
         await asyncio.to_thread(cloud.bays)
         result = await _work(cloud, seed, options, tally)
+        result["violations"] += await asyncio.to_thread(_end, cloud)
         bad = bool(result["violations"])
     finally:
-        cloud.stop()
+        for name in list(cloud.processes):
+            cloud.kill(name)
         cloud.clear()
         if bad:
             kept = base.FOLDER.parent / f"faults-{seed}"
@@ -54,6 +59,26 @@ async def run(seed: int, options: Options) -> dict[str, Any]:
             base.say(f"its logs are in {kept}")
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _end(cloud: stand.Stand) -> list[str]:
+    """End all programs as an operator would; return what is wrong with that."""
+    wrong = []
+    for name in list(cloud.processes):
+        process = cloud.processes[name]
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(END_SECONDS)
+            if code:
+                wrong.append(f"{name} ended with {code}")
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(1)
+            wrong.append(f"{name} does not end; its log says what it waits for")
+            process.kill()
+            process.wait()
+        del cloud.processes[name]
+    return wrong
 
 
 async def _work(cloud: stand.Stand, seed: int, options: Options, tally: workload.Tally) -> dict[str, Any]:
