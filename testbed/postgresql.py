@@ -95,3 +95,14 @@ def database(name: str) -> str:
     for statement in (f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}"'):
         base.run(str(_bin() / "psql"), f"{url}postgres", "-qXc", statement)
     return f"{url}{name}"
+
+
+def dump(url: str, file: pathlib.Path) -> None:
+    """Write a dump of a database to ``file``."""
+    base.run(str(_bin() / "pg_dump"), url, "-f", str(file))
+
+
+def restore(name: str, file: pathlib.Path) -> None:
+    """Make the database ``name`` anew of a dump."""
+    url = database(name)
+    base.run(str(_bin() / "psql"), url, "-qXv", "ON_ERROR_STOP=1", "-f", str(file))

@@ -34,6 +34,8 @@ FACTS_SECONDS = 5.0
 AGAIN = 1.0
 MEET_SECONDS = 0.2
 MEET_AT_ONCE = 200
+ORPHANS = 100
+"""Objects unknown to the conductor that a sign of life tells of at most."""
 END_SECONDS = 5.0
 """Seconds that work in hand has to come to its end."""
 
@@ -72,6 +74,7 @@ class Server(backend_rpc.Backend):
         self._tasks: list[asyncio.Task[None]] = []
         self._streams = streams.Streams(conf)
         self._said: dict[str, str] = {}
+        self._orphans: dict[str, list[host.Orphan]] = {}
         self._closing = False
         metrics.WORKS.set_function(lambda: len(self._works))
         metrics.ROUNDS.set_function(lambda: sum(each.busy for each in list(self._works.values())))
@@ -191,7 +194,10 @@ class Server(backend_rpc.Backend):
 
     async def facts(self) -> host.Facts:
         """Return what is known of this machine now; an engine that does not answer is absent and ``problem`` says why."""
-        found = host.Facts(labels=self.conf.backend.labels, address=self.conf.backend.address or "")
+        found = host.Facts(
+            labels=self.conf.backend.labels, address=self.conf.backend.address or "",
+            orphans=[orphan for orphans in self._orphans.values() for orphan in orphans][:ORPHANS],
+        )  # fmt: skip
         for name, engine in self.engines.items():
             try:
                 async with asyncio.timeout(FACTS_SECONDS):
@@ -246,6 +252,11 @@ class Server(backend_rpc.Backend):
             except Exception:
                 LOG.exception("beat failed")
             await asyncio.sleep(self.conf.backend.beat_interval)
+
+    async def verdict(self, uuid: str) -> str | None:
+        """Return what the conductor's log says of an object that is not wanted here: see ``Conductor.judge``."""
+        found = await self.conductor.judge(contexts.service(self.host).within(CALL_SECONDS), [uuid])
+        return found.get(uuid)
 
     # convergence
 
@@ -374,7 +385,8 @@ class Server(backend_rpc.Backend):
 
     async def _judge(self, engine: engines.Engine, strangers: list[engines.Seen]) -> None:
         """Remove what the log knows to be deleted or moved; leave, and name, what nothing is known of."""
-        asked = [one for one in strangers if one.uuid not in self._works]
+        asked = [one for one in strangers if one.uuid not in self._works or not self._works[one.uuid].busy]
+        self._orphans[engine.name] = []
         if not asked:
             return
         verdicts = await self.conductor.judge(
@@ -384,6 +396,15 @@ class Server(backend_rpc.Backend):
             verdict = verdicts.get(one.uuid)
             if verdict == "moved" and engine.shared:
                 continue
+            known = self._works.get(one.uuid)
+            if known is not None and verdict == "unknown":
+                # the database has forgotten it
+                known.cancel()
+                self.forget(known)
+            elif known is not None:
+                if verdict is not None and known.item is not None:
+                    known.apply(known.item)
+                continue
             if verdict in ("deleted", "moved") and one.kind in engine.drivers:
                 LOG.info("removing what is not wanted here", kind=one.kind, uuid=one.uuid, verdict=verdict)
                 driver = engine.drivers[one.kind]
@@ -392,4 +413,8 @@ class Server(backend_rpc.Backend):
                     self._whole = True
                     self._say(one.uuid, left.reason or "something of it is left")
             elif verdict == "unknown":
+                self._orphans[engine.name].append(host.Orphan(
+                    kind=one.kind, uuid=one.uuid, name=one.name, project_id=one.project, bay_uuid=one.bay, memo=one.memo,
+                    runs=one.runs,
+                ))  # fmt: skip
                 self._say(f"a word on orphan {one.kind} {one.uuid}", "nothing is known of it; adopt or remove it")

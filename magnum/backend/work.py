@@ -215,7 +215,14 @@ class Work:
                 self._heard = None
         if answer is None:
             # what several backends may have is another's now, or its end is the conductor's to say
-            if not outcome.gone and not self._backend.engine(item).shared:
+            if outcome.gone:
+                return None
+            verdict = await self._backend.verdict(self.uuid)
+            if verdict == "unknown":
+                # a database that was restored from an older dump has forgotten it: that is for an operator to settle
+                LOG.warning("the conductor knows nothing of it: left alone", kind=self.kind, uuid=self.uuid)
+                self._stop_timer()
+            elif verdict is not None and not self._backend.engine(item).shared:
                 left = await self._backend.driver(item).leave(self.uuid)
                 if not left.gone:
                     self._again(left.retry_after if left.retry_after is not None else AWAY_AGAIN)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import functools
 import os
 import secrets
 import sys
@@ -15,12 +16,18 @@ from magnum.cmd import program
 
 def main() -> int:
     parser = program.parser("magnum-manage", "Looks after an installation of Magnum.")
-    groups = parser.add_subparsers(dest="group", required=True, metavar="{db,sample,keystone}")
+    groups = parser.add_subparsers(dest="group", required=True, metavar="{db,report,adopt,remove,sample,keystone}")
     database = groups.add_parser("db", help="the database")
     database.add_argument(
         "verb", choices=["upgrade", "version", "check"],
         help="upgrade: bring it to this version's tables; version: print its revision; check: compare it with them",
     )  # fmt: skip
+    groups.add_parser("report", help="what engines have and the database does not know, and the other way round")
+    adopt = groups.add_parser("adopt", help="take what engines have into the database, as its owner wanted it")
+    adopt.add_argument("uuids", nargs="*", metavar="UUID")
+    adopt.add_argument("--all", action="store_true", help="all that report shows and that can be adopted")
+    remove = groups.add_parser("remove", help="have engines remove what the database does not know")
+    remove.add_argument("uuids", nargs="+", metavar="UUID")
     sample = groups.add_parser("sample", help="a sample with every option or rule, its meaning and its default")
     sample.add_argument("what", choices=["config", "policy"])
     _keystone_parser(groups)
@@ -31,7 +38,9 @@ def main() -> int:
         return _keystone(asked)
     conf = program.load("magnum-manage", asked.config_file)
     try:
-        return asyncio.run(_database(conf, asked.verb))
+        if asked.group == "db":
+            return asyncio.run(_database(conf, asked.verb))
+        return asyncio.run(_settle(conf, asked))
     except (sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         words = str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__]
         print(f"magnum-manage: the database does not answer: {words[0]}", file=sys.stderr)
@@ -116,6 +125,37 @@ def _sample(what: str) -> int:
 
     rules.generate_sample(["--namespace", "magnum"])
     return 0
+
+
+async def _settle(conf: cfg.ConfigOpts, asked: argparse.Namespace) -> int:
+    """Show what engines and database differ in, or settle it; return 0, 2 if there is a difference left to report."""
+    from magnum import context
+    from magnum.conductor import adoption
+    from magnum.db import store
+
+    known = store.Store(store.connect(conf.database.connection))
+    try:
+        found = await known.read(context.service(), adoption.differences)
+        if asked.group == "report":
+            print("\n".join(map(str, found)) or "nothing: engines have what the database knows")
+            return 2 if found else 0
+        move = adoption.adopt if asked.group == "adopt" else adoption.disown
+        uuids = list(asked.uuids)
+        if asked.group == "adopt" and asked.all:
+            uuids += [one.orphan.uuid for one in found if not one.missing and one.orphan.memo]
+        code = 0
+        for uuid in dict.fromkeys(uuids):
+            try:
+                print(await known.write(context.service(), functools.partial(move, uuid=uuid)))
+            except (errors.NotFound, errors.Conflict, errors.Invalid) as error:
+                print(f"magnum-manage: {error}", file=sys.stderr)
+                code = 1
+        if not uuids:
+            print("magnum-manage: name what is to be adopted, or --all", file=sys.stderr)
+            code = 1
+        return code
+    finally:
+        await known.close()
 
 
 async def _database(conf: cfg.ConfigOpts, verb: str) -> int:

@@ -708,6 +708,9 @@ class Server(conductor_rpc.Conductor):
             was = machine.status
             if not beat.epoch:
                 machine.epoch += 1
+            elif beat.epoch > machine.epoch:
+                # only a database that was restored from an older dump can be behind
+                machine.epoch = beat.epoch
             elif beat.epoch != machine.epoch:
                 # another backend has taken the name since: it is told so, and changes nothing
                 return machine.epoch

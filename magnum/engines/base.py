@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from magnum import errors
-from magnum.objects import base
+from magnum.objects import base, host
 
 LABEL = "org.openstack.magnum."
 DEPLOYMENT = LABEL + "deployment"
@@ -25,6 +25,8 @@ UUID = LABEL + "uuid"
 PROJECT = LABEL + "project"
 BAY = LABEL + "bay"
 KIND = LABEL + "kind"
+MEMO = LABEL + "memo"
+"""What an object's owner wanted when it was made (``objects.host.remember``); no part of what tells it from others."""
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -48,6 +50,10 @@ class Seen(msgspec.Struct, kw_only=True, frozen=True):
     kind: str
     uuid: str
     name: str = ""
+    project: str = ""
+    bay: str = ""
+    memo: str = ""
+    runs: bool = False
 
 
 class Notice(msgspec.Struct, kw_only=True, frozen=True):
@@ -208,6 +214,11 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def watch(self) -> collections.abc.AsyncIterator[Notice]:
         """Yield changes as they happen; reconnects by itself, yielding an empty Notice after a gap."""
+
+
+def memo(item: base.Object) -> dict[str, str]:
+    """Return the label that an object can be adopted by."""
+    return {MEMO: host.remember(item)}
 
 
 def labels(deployment: str, item: base.Object, kind: str) -> dict[str, str]:

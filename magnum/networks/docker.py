@@ -36,8 +36,12 @@ def network_name(bay_uuid: str) -> str:
     return f"magnum-{bay_uuid}"
 
 
-async def ensure(client: docker.Client, conf: cfg.ConfigOpts, bay: bays.Bay, labels: dict[str, str]) -> NetworkFacts:
+async def ensure(
+    client: docker.Client, conf: cfg.ConfigOpts, bay: bays.Bay, labels: dict[str, str], memo: dict[str, str]
+) -> NetworkFacts:
     """Have the network of ``bay`` and return it. For an overlay the pause image is there already.
+
+    It is known by ``labels``; ``memo`` are labels that a new one bears beside them.
 
     Raises EngineError (no addresses left, no swarm, Docker's refusal), Unavailable.
     """
@@ -47,11 +51,11 @@ async def ensure(client: docker.Client, conf: cfg.ConfigOpts, bay: bays.Bay, lab
         await _leave_bridge(client, name, labels)
         made = await overlay.ensure(
             client, bay.uuid, name=name, labels=labels, pool=overlay.halves(conf.docker.service_cidr)[0],
-            image=conf.docker.pause_image, command=conf.docker.pause_command,
+            image=conf.docker.pause_image, command=conf.docker.pause_command, memo=memo,
         )  # fmt: skip
         return NetworkFacts(id=made.network, name=name, subnet=made.subnet)
     async with _choosing:
-        return await _bridge(client, conf, name, labels)
+        return await _bridge(client, conf, name, labels, memo)
 
 
 async def _leave_bridge(client: docker.Client, name: str, labels: dict[str, str]) -> None:
@@ -61,7 +65,9 @@ async def _leave_bridge(client: docker.Client, name: str, labels: dict[str, str]
             await client.remove_network(network.id)
 
 
-async def _bridge(client: docker.Client, conf: cfg.ConfigOpts, name: str, labels: dict[str, str]) -> NetworkFacts:
+async def _bridge(
+    client: docker.Client, conf: cfg.ConfigOpts, name: str, labels: dict[str, str], memo: dict[str, str]
+) -> NetworkFacts:
     networks = await client.networks()
     for network in networks:
         if network.name == name:
@@ -71,7 +77,7 @@ async def _bridge(client: docker.Client, conf: cfg.ConfigOpts, name: str, labels
     taken = [s.subnet for n in networks for s in n.ipam.config or [] if s.subnet] + routes()
     for subnet in free(conf.docker.bay_cidr, conf.docker.bay_prefix, [*taken, conf.docker.service_cidr]):
         config = {
-            "Name": name, "Driver": "bridge", "CheckDuplicate": True, "Labels": labels,
+            "Name": name, "Driver": "bridge", "CheckDuplicate": True, "Labels": labels | memo,
             "IPAM": {"Config": [{"Subnet": subnet}]},
         }  # fmt: skip
         try:

@@ -75,14 +75,22 @@ def choose(pool: str, taken: list[str], bay: str) -> str:
 
 
 async def ensure(
-    client: docker.Client, bay: str, *, name: str, labels: dict[str, str], pool: str, image: str, command: list[str]
+    client: docker.Client,
+    bay: str,
+    *,
+    name: str,
+    labels: dict[str, str],
+    pool: str,
+    image: str,
+    command: list[str],
+    memo: dict[str, str] | None = None,
 ) -> Overlay:
     """Have the network ``name`` of ``bay`` and this host's anchor on it. The host is in the swarm already.
 
-    ``image`` is there already; it and ``command`` are of the anchor. Raises EngineError, Unavailable.
+    ``image`` is there already; it and ``command`` are of the anchor, ``memo`` further labels of a new network. Raises EngineError, Unavailable.
     """
     if await _manages(client):
-        await _make(client, bay, name, labels, pool)
+        await _make(client, bay, name, labels | (memo or {}), pool)
     anchor = await _anchor(client, bay, name, labels, image, command)
     found = await client.network(name)
     subnet = next((s.subnet for s in found.ipam.config or [] if s.subnet), "")

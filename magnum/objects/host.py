@@ -3,9 +3,15 @@
 Neither belongs to a project; backends and programs report themselves, admins read them.
 """
 
+import base64
 import datetime
+import zlib
+from typing import Any
 
 import msgspec
+
+from magnum import errors
+from magnum.objects import base
 
 
 class Facts(msgspec.Struct, kw_only=True):
@@ -16,7 +22,8 @@ class Facts(msgspec.Struct, kw_only=True):
     ``memory`` and ``disk`` (free, where the engine stores) in bytes.
     ``networks``: the drivers that its bays may have beside the engine's own (``neutron``).
     ``address`` is where other hosts reach it. ``clusters``: those that answer now, by
-    the names that the operator gave them, the same on every host.
+    the names that the operator gave them, the same on every host. ``orphans``: what its engines have of this
+    deployment that the conductor never heard of, the first hundred.
     """
 
     engines: dict[str, str] = {}
@@ -29,6 +36,7 @@ class Facts(msgspec.Struct, kw_only=True):
     containers: int = 0
     networks: list[str] = []
     clusters: dict[str, "Cluster"] = {}
+    orphans: list["Orphan"] = []
 
 
 class Cluster(msgspec.Struct, kw_only=True):
@@ -36,6 +44,37 @@ class Cluster(msgspec.Struct, kw_only=True):
 
     version: str
     nodes: int = 0
+
+
+class Orphan(msgspec.Struct, kw_only=True):
+    """An engine object of ours that the database does not know. ``memo``: see ``remember``; ``runs``: whether it does."""
+
+    kind: str
+    uuid: str
+    name: str = ""
+    project_id: str = ""
+    bay_uuid: str = ""
+    memo: str = ""
+    runs: bool = False
+
+    def recall(self, spec: type[Any]) -> dict[str, Any]:
+        """Return ``name``, ``user_id`` and ``spec`` of what ``memo`` was made of. Raises Invalid: it is none."""
+        try:
+            name, user, found = msgspec.json.decode(zlib.decompress(base64.b64decode(self.memo)))
+            return {"name": name, "user_id": user, "spec": base.convert(found, spec)}
+        except (ValueError, zlib.error, errors.Invalid) as error:
+            raise errors.Invalid(
+                f"what {self.kind} {self.uuid} says of its owner's wish is not readable: {error}"
+            ) from None
+
+
+def remember(item: base.Object) -> str:
+    """Return what an engine object is to bear so that it can be adopted by a database that has forgotten it.
+
+    The JSON of [name, user, spec], compressed (RFC 1950), base64.
+    """
+    spec = getattr(item, "spec", None)
+    return base64.b64encode(zlib.compress(msgspec.json.encode([item.name, item.user_id, spec]))).decode()
 
 
 class Host(msgspec.Struct, kw_only=True):

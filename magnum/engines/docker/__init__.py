@@ -112,14 +112,20 @@ class Docker(base.Engine):
             self.client.containers(mark), self.client.networks(mark), self.client.volumes(mark)
         )
         found: dict[tuple[str, str], base.Seen] = {}
-        for name, labels in (
-            *(((row.names or [""])[0].lstrip("/"), row.labels or {}) for row in rows),
-            *((n.name, n.labels or {}) for n in networks),
-            *((v.name, v.labels or {}) for v in volumes),
+        for name, labels, runs in (
+            *(((row.names or [""])[0].lstrip("/"), row.labels or {}, row.state == "running") for row in rows),
+            *((n.name, n.labels or {}, False) for n in networks),
+            *((v.name, v.labels or {}, False) for v in volumes),
         ):
             kind, uuid = labels.get(base.KIND, ""), labels.get(base.UUID, "")
-            if kind and uuid:
-                found.setdefault((kind, uuid), base.Seen(kind=kind, uuid=uuid, name=name))
+            if not (kind and uuid):
+                continue
+            one = base.Seen(
+                kind=kind, uuid=uuid, name=name, project=labels.get(base.PROJECT, ""), bay=labels.get(base.BAY, ""),
+                memo=labels.get(base.MEMO, ""), runs=runs,
+            )  # fmt: skip
+            if (kind, uuid) not in found or (one.memo and not found[kind, uuid].memo):
+                found[kind, uuid] = one
         return [*found.values(), *await self._services.seen()]
 
     async def watch(self) -> collections.abc.AsyncIterator[base.Notice]:

@@ -58,7 +58,7 @@ class Bay(base.Driver):
             if bays.spans(item.spec) and not await self._client.has_image(self._conf.docker.pause_image):
                 await images.pull(self._client, self._conf, self._conf.docker.pause_image, item.status, progress)
             marks = base.labels(self._conf.deployment, item, "bay")
-            made = await networks.ensure(self._client, self._conf, item, marks)
+            made = await networks.ensure(self._client, self._conf, item, marks, base.memo(item))
             await self._hosts.ensure(item.uuid)
             return base.Outcome(status=f"{verb}_COMPLETE", state=await self._state(made.name, made.subnet))
         except errors.Unavailable:

@@ -168,7 +168,7 @@ def config(
         host["Devices"] = [_device(d) for d in spec.devices]
     body: dict[str, Any] = {
         "Image": spec.image,
-        "Labels": spec.labels | base.labels(conf.deployment, item, "container"),
+        "Labels": spec.labels | base.labels(conf.deployment, item, "container") | base.memo(item),
         "Env": [f"{key}={value}" for key, value in spec.environment.items()],
         "Tty": spec.tty, "OpenStdin": spec.stdin_open, "StopTimeout": spec.stop_timeout,
     }  # fmt: skip

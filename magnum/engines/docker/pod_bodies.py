@@ -141,7 +141,7 @@ def sandbox(
         host["DnsOptions"] = [f"{o.name}:{o.value}" if o.value else o.name for o in spec.dns_config.options]
     body: dict[str, Any] = {
         "Image": conf.docker.pause_image,
-        "Labels": marks | {HASH: sandbox_hash(found)},
+        "Labels": marks | {HASH: sandbox_hash(found)} | base.memo(item),
         "StopTimeout": spec.termination_grace_period_seconds,
     }
     if conf.docker.pause_command:
