@@ -31,6 +31,7 @@ from magnum.api import (
     hosts,
     identity,
     intents,
+    load,
     mservices,
     openapi,
     operations,
@@ -84,6 +85,7 @@ class Api:
             cert=conf.api.stream_cert,
             key=conf.api.stream_key,
         )
+        self.load = load.Load(conf)
         self.open_streams = 0
         self.closing = asyncio.Event()
         self._backends: dict[str, backend_rpc.Backend] = {}

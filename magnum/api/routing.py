@@ -201,11 +201,16 @@ def route(api: "app.Api", operation: Operation) -> handlers.HTTPRouteHandler:
         served.rule = rule or ""
         served.public = operation.public
         if operation.public:
-            context = contexts.Context(request_id=served.request_id)
-        else:
+            # health and metrics are to be seen at the worst of times, too
+            return await serve(scope, served, contexts.Context(request_id=served.request_id), request)
+        with api.load.request():
             context = await api.auth.identify(
                 served.headers, served.request_id, served.global_id, scope["method"], scope["path"]
             )
+            with api.load.of(context.project_id):
+                return await serve(scope, served, context, request)
+
+    async def serve(scope: Any, served: Served, context: contexts.Context, request: Any) -> ASGIApp:
         served.context = context
         token = contexts.current.set(context)
         try:

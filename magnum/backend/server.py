@@ -18,7 +18,7 @@ from oslo_config import cfg
 
 from magnum import context as contexts
 from magnum import errors, metrics, objects
-from magnum.backend import converge, reports, streams, work
+from magnum.backend import converge, hands, reports, streams, work
 from magnum.engines import base as engines
 from magnum.objects import base, host
 from magnum.rpc import backend as backend_rpc
@@ -64,7 +64,7 @@ class Server(backend_rpc.Backend):
         self.engines = load(conf) if found is None else found
         self.conductor = rpc.client(conductor_rpc.Conductor, transport, conductor_rpc.TOPIC, timeout=CALL_SECONDS)
         self.reports = reports.Reports(self.conductor, self.host)
-        self.hands = asyncio.Semaphore(conf.backend.concurrency)
+        self.hands = hands.Hands(conf.backend.concurrency)
         self._works: dict[str, work.Work] = {}
         self._nudged: set[str] = set()
         self._woken = asyncio.Event()

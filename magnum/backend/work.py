@@ -152,7 +152,7 @@ class Work:
                 self._waiting, self._next = self._next, []
                 self._applying = self.item.generation if what == "apply" else 0
                 try:
-                    async with self._backend.hands:
+                    async with self._backend.hands.one(self.item.project_id):
                         answer = await self._round(what)
                 except engines.Overtaken:
                     # whoever waited for this round waits for the newer one
