@@ -30,8 +30,9 @@ EXPECTED = {
         for method, path, what in (
             ("POST", "", WRITE), ("GET", "", READ), ("GET", "/detail", READ), ("GET", "/{ident}", READ),
             ("PATCH", "/{ident}", WRITE), ("DELETE", "/{ident}", WRITE), ("GET", "/{ident}/history", READ),
+            ("GET", "/{ident}/explain", READ),
         )
-        if not (plural.startswith("cluster") and path.endswith("history"))
+        if not (plural.startswith("cluster") and path.endswith(("history", "explain")))
     },
     **{f"PUT /v1/containers/{{ident}}/{verb}": WRITE
        for verb in ("start", "stop", "reboot", "pause", "unpause", "execute")},
