@@ -46,6 +46,7 @@ API_OPTS: list[cfg.Opt] = [
     cfg.FloatOpt("call_timeout", default=60.0, min=1, help="Seconds that a request may take in all."),
     cfg.IntOpt("max_limit", default=1000, min=1, help="Objects on a page of a list at most, and by default."),
     cfg.IntOpt("max_body", default=1024 * 1024, min=1024, help="Bytes of a request's body at most."),
+    cfg.FloatOpt("body_timeout", default=30.0, min=0.1, help="Seconds for a request's body to arrive."),
     cfg.IntOpt("max_depth", default=64, min=8, help="Levels of nesting in a request's body at most."),
     cfg.IntOpt("max_requests", default=1000, min=1,
                help="Requests that a process serves at once; above it is 503. Streams are counted apart."),

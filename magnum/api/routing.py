@@ -226,7 +226,7 @@ def route(api: "app.Api", operation: Operation) -> handlers.HTTPRouteHandler:
             elif raw_query:
                 bodies.query(raw_query, bodies.Nothing)
             if reads:
-                raw = await read(request, served.headers, api.conf.api.max_body)
+                raw = await read(request, served.headers, api.conf.api.max_body, api.conf.api.body_timeout)
                 if body_type is not None:
                     given["body"] = bodies.decode(raw, served.headers, body_type, api.conf.api.max_depth)
                 elif raw:
@@ -270,12 +270,8 @@ class _Plain:
         await send({"type": "http.response.body", "body": self.body, "more_body": False})
 
 
-BODY_SECONDS = 30.0
-"""Seconds for a request's body to arrive."""
-
-
-async def read(request: Any, headers: dict[bytes, bytes], limit: int) -> bytes:
-    """Return the request's body. Raises TooLarge above ``limit`` bytes, TooSlow if it takes too long to come."""
+async def read(request: Any, headers: dict[bytes, bytes], limit: int, seconds: float) -> bytes:
+    """Return the request's body. Raises TooLarge above ``limit`` bytes, TooSlow if it is not whole after ``seconds``."""
     length = headers.get(b"content-length")
     if length is None and b"transfer-encoding" not in headers:
         return b""
@@ -287,7 +283,7 @@ async def read(request: Any, headers: dict[bytes, bytes], limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             while True:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
@@ -300,5 +296,5 @@ async def read(request: Any, headers: dict[bytes, bytes], limit: int) -> bytes:
                 if not message.get("more_body", False):
                     break
     except TimeoutError:
-        raise errors.TooSlow(f"the body was not whole after {BODY_SECONDS:.0f} s") from None
+        raise errors.TooSlow(f"the body was not whole after {seconds:g} s") from None
     return b"".join(parts)

@@ -88,3 +88,15 @@ def guarded(identity, docker_hosts, tmp_path_factory):
     )  # fmt: skip
     identity.register(f"{found.url}/v1", name)
     yield from _running(found, identity.secret_words)
+
+
+TALK = ["sh", "-c", "trap exit TERM; n=0; while :; do n=$((n+1)); echo line $n; echo oops $n >&2; sleep 0.1; done"]
+
+
+@pytest.fixture
+def talker(cloud, bay, docker_hosts):
+    body = {"bay_uuid": "b", "image": docker_hosts[0].image, "command": TALK, "start": True}
+    status, made = cloud.request("POST", "/v1/containers?wait=60", body)
+    assert (status, made["status"]) == (201, "Running"), made
+    yield made
+    assert cloud.request("DELETE", f"/v1/containers/{made['uuid']}?wait=60")[0] == 204

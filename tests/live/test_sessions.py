@@ -9,18 +9,7 @@ import pytest
 import websockets.exceptions
 
 from tests import sessions
-from tests.deployment import Deployment, until
-
-TALK = ["sh", "-c", "trap exit TERM; n=0; while :; do n=$((n+1)); echo line $n; echo oops $n >&2; sleep 0.1; done"]
-
-
-@pytest.fixture
-def talker(cloud: Deployment, bay, docker_hosts):
-    body = {"bay_uuid": "b", "image": docker_hosts[0].image, "command": TALK, "start": True}
-    status, made = cloud.request("POST", "/v1/containers?wait=60", body)
-    assert (status, made["status"]) == (201, "Running"), made
-    yield made
-    assert cloud.request("DELETE", f"/v1/containers/{made['uuid']}?wait=60")[0] == 204
+from tests.deployment import until
 
 
 def test_a_log_is_read_by_tail_and_by_stream(cloud, talker):

@@ -1,0 +1,126 @@
+"""An upgrade: the database first, under the old programs, then the programs one by one, under load."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import threading
+
+import pytest
+import sqlalchemy as sa
+
+from magnum.db import store
+from testbed import base
+from tests.deployment import BIN, Deployment, until
+from tests.live import conftest
+
+CLIENTS = 3
+
+
+@pytest.fixture
+def rolling(docker_hosts, tmp_path_factory):
+    conftest._servers()
+    name = f"rolling-{base.TAG}"
+    yield from conftest._running(Deployment(name, tmp_path_factory.mktemp("rolling"), docker_hosts[:2]))
+
+
+@contextlib.contextmanager
+def _another_conductor(cloud):
+    """Run one more conductor, as an installation has that is upgraded without a pause."""
+    cloud._write("second.conf", {"DEFAULT": {"host": f"{cloud.name}-second", "metrics_port": 0}})
+    argv = [
+        str(BIN / "magnum-conductor"),
+        *(w for n in ("magnum", "second") for w in ("--config-file", cloud.folder / f"{n}.conf")),
+    ]
+    with open(cloud.folder / "second.log", "ab") as out:
+        process = subprocess.Popen(argv, stdout=out, stderr=out)
+    try:
+        until(lambda: "serving" in (cloud.folder / "second.log").read_text())
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+class Tenant(threading.Thread):
+    """Makes and removes containers for as long as it may; what fails is asked once more, of the other api."""
+
+    def __init__(self, apis, number, image, ended):
+        super().__init__()
+        self.apis, self.number, self.image, self.ended = apis, number, image, ended
+        self.failed, self.retried, self.done = [], 0, 0
+
+    def ask(self, method, path, body=None, good=(200, 201, 202, 204)):
+        for turn in (0, 1):
+            api = self.apis[(self.number + turn) % 2]
+            try:
+                status, found = api(method, path, body, {"X-Project-Id": "load"})
+            except OSError as error:
+                status, found = 0, str(error)
+            # a delete whose first try did its work is done
+            if status in good or (turn and method == "DELETE" and status == 404):
+                return found
+            self.retried += 1
+        self.failed.append((method, path, status, found))
+        return None
+
+    def run(self):
+        turn = 0
+        while not self.ended.is_set():
+            turn += 1
+            body = {"name": f"c{self.number}-{turn}", "bay_uuid": "b", "image": self.image, "command": ["sleep", "600"],
+                    "start": True, "stop_timeout": 0, "memory": "8m"}  # fmt: skip
+            made = self.ask("POST", "/v1/containers?wait=20", body)
+            self.ask("GET", "/v1/containers")
+            if made is not None:
+                self.ask("DELETE", f"/v1/containers/{made['uuid']}?wait=20")
+            self.done += 1
+
+
+def _alter(cloud, *statements):
+    async def run():
+        engine = store.connect(cloud.settings["database"]["connection"])
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.execute(sa.text(statement))
+        await engine.dispose()
+
+    asyncio.run(run())
+
+
+def test_no_request_fails_twice_while_everything_is_replaced(rolling, docker_hosts):
+    cloud = rolling
+    asker = {"X-Project-Id": "load"}
+    assert cloud.request("POST", "/v1/baymodels", {"name": "m"}, asker)[0] == 201
+    status, made = cloud.request("POST", "/v1/bays?wait=60", {"name": "b", "baymodel_id": "m", "node_count": 2}, asker)
+    assert (status, made["status"]) == (201, "CREATE_COMPLETE"), made
+    ended = threading.Event()
+    with cloud.another_api("other", {"DEFAULT": {"metrics_port": 0}}) as (port, _), _another_conductor(cloud):
+        apis = (cloud.request, cloud.at(port))
+        tenants = [Tenant(apis, number, docker_hosts[0].image, ended) for number in range(CLIENTS)]
+        for tenant in tenants:
+            tenant.start()
+        try:
+            # what a later version adds to the tables is nothing to the programs of this one
+            _alter(cloud, "ALTER TABLE containers ADD COLUMN later TEXT", "ALTER TABLE hosts ADD COLUMN later INTEGER",
+                   "CREATE TABLE later (id INTEGER)")  # fmt: skip
+            assert cloud.manage("db", "upgrade").returncode == 0
+            for program in cloud.programs:
+                assert cloud.kill(program, signal.SIGTERM) == 0
+                # its successor's start takes its time, and the others go on meanwhile
+                cloud.start(program)
+                until(lambda: cloud.request("GET", "/healthcheck")[0] == 200)
+                until(lambda: all(h["status"] == "up" for h in cloud.request("GET", "/v1/hosts")[1]["hosts"]))
+                before = [tenant.done for tenant in tenants]
+                until(
+                    lambda before=before: all(
+                        t.done > b or not t.is_alive() for t, b in zip(tenants, before, strict=True)
+                    )
+                )
+        finally:
+            ended.set()
+            for tenant in tenants:
+                tenant.join()
+    assert [failure for tenant in tenants for failure in tenant.failed] == []
+    assert all(tenant.done > len(cloud.programs) for tenant in tenants)
+    assert cloud.request("DELETE", "/v1/bays/b?wait=60", headers=asker)[0] == 204
