@@ -200,10 +200,17 @@ QUOTA_OPTS: list[cfg.Opt] = [
     cfg.IntOpt("cpus", default=-1, min=-1, help="Cores that a project's containers ask for in all."),
 ]  # fmt: skip
 
+TRACING_OPTS: list[cfg.Opt] = [
+    cfg.URIOpt("endpoint", schemes=["http", "https"],
+               help="OpenTelemetry collector that traces go to over OTLP/HTTP, such as http://127.0.0.1:4318. Empty: none."),
+    cfg.FloatOpt("ratio", default=1.0, min=0, max=1,
+                 help="Share of the requests that are traced; one whose client traces it is traced as the client says."),
+]  # fmt: skip
+
 GROUPS: dict[str, list[cfg.Opt]] = {
     "DEFAULT": DEFAULT_OPTS, "api": API_OPTS, "conductor": CONDUCTOR_OPTS, "backend": BACKEND_OPTS,
     "database": DATABASE_OPTS, "docker": DOCKER_OPTS,
-    "kubernetes": KUBERNETES_OPTS, "neutron": NEUTRON_OPTS, "quotas": QUOTA_OPTS, "audit": AUDIT_OPTS,
+    "kubernetes": KUBERNETES_OPTS, "neutron": NEUTRON_OPTS, "quotas": QUOTA_OPTS, "audit": AUDIT_OPTS, "tracing": TRACING_OPTS,
 }  # fmt: skip
 
 DEFAULT_FILE = "/etc/magnum/magnum.conf"

@@ -17,7 +17,7 @@ from litestar import exceptions
 from oslo_config import cfg
 
 from magnum import context as contexts
-from magnum import errors, metrics, policy
+from magnum import errors, metrics, policy, tracing
 from magnum.api import (
     audit,
     auth,
@@ -174,7 +174,13 @@ class Api:
             answer = failure(broken, served, self.auth.challenge)
             await routing.respond(answer)(scope, receive, tell)
         else:
-            await self._router(scope, receive, tell)
+            with tracing.span(
+                f"{scope['method']} {scope['path']}",
+                served.carrier(),
+                kind="server",
+                magnum__request_id=served.request_id,
+            ):
+                await self._router(scope, receive, tell)
         metrics.REQUESTS.labels(scope["method"], served.route, str(status)).inc()
         if status in (401, 403):
             metrics.REFUSALS.labels(served.rule or "none").inc()

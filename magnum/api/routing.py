@@ -56,6 +56,11 @@ class Served:
     error: errors.MagnumError | None = None
     public: bool = False
 
+    def carrier(self) -> dict[str, str]:
+        """Return what of the headers says which trace the request is part of (W3C Trace Context)."""
+        names = (b"traceparent", b"tracestate")
+        return {name.decode(): self.headers[name].decode("latin-1") for name in names if name in self.headers}
+
 
 KEY = "magnum"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from magnum import errors, faults, metrics, objects
+from magnum import errors, faults, metrics, objects, tracing
 from magnum.backend import converge, deaths
 from magnum.engines import base as engines
 from magnum.objects import base, container, pod, replication_controller, service
@@ -77,12 +77,15 @@ class Work:
         self._timer: asyncio.TimerHandle | None = None
         self._told: tuple[Any, ...] | None = None
         self._answer: Any = None
+        self._carrier: dict[str, str] | None = None
+        """Of the request that asked last, for the trace of the rounds that follow."""
         self._heard: tuple[int, float] | None = None
         """Generation of the newest wish that no report has told to be so yet, and when it was heard of."""
 
     def apply(self, item: Any) -> asyncio.Future[Any]:
         """Ask for ``item``, or for what is newer and known already; the result is the object as the conductor has it."""
         self._take(item)
+        self._carrier = tracing.carrier() or self._carrier
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._applying == self.item.generation and self._task is not None:
             # the round in hand does just that
@@ -199,7 +202,10 @@ class Work:
 
     async def _round(self, what: str) -> Any:
         item = self.item
-        with metrics.timed(metrics.ENGINE, *self._labels(item, what)):
+        labels = self._labels(item, what)
+        with metrics.timed(metrics.ENGINE, *labels), tracing.span(
+            f"{labels[0]} {labels[2]} {self.kind}", self._carrier, magnum__uuid=self.uuid, magnum__generation=item.generation
+        ):  # fmt: skip
             outcome = await self._act(item, what)
         if hasattr(item.state, "deaths") and not outcome.gone:
             await deaths.keep(self._backend.driver(item), item, outcome)

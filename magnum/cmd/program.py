@@ -15,7 +15,7 @@ import structlog
 import uvloop
 from oslo_config import cfg
 
-from magnum import config, errors, logs
+from magnum import config, errors, logs, tracing
 
 LOG = structlog.get_logger(__name__)
 
@@ -64,7 +64,9 @@ def run(conf: cfg.ConfigOpts, name: str, parts: Parts) -> int:
     ``parts`` makes its parts, within the loop; they are started in order and closed in the opposite one.
     """
     try:
+        tracing.setup(conf, name)
         uvloop.run(_live(name, parts))
+        tracing.close()
     except errors.MagnumError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from magnum import context as contexts
-from magnum import errors, metrics
+from magnum import errors, metrics, tracing
 
 LOG = structlog.get_logger(__name__)
 
@@ -265,9 +265,14 @@ def _remote(
         if left is not None and left <= 0:
             raise errors.DeadlineExceeded(f"no time was left to call {name}")
         if not signature.meta.answers:
+            tracing.inject(message.headers)
             await transport.cast(topic, message)
             return None
-        with metrics.timed(metrics.CALLS, name):
+        with (
+            metrics.timed(metrics.CALLS, name),
+            tracing.span(f"call {name}", kind="client", messaging__destination=topic),
+        ):
+            tracing.inject(message.headers)
             answer: Any = signature.decode_answer(await transport.call(topic, message))
             if answer.error is not None:
                 raise errors.from_wire(answer.error)
@@ -287,7 +292,7 @@ def handler(interface: type[Interface], implementation: Interface) -> Handler:
         if signature is None or message.version.partition(".")[0] != VERSION.partition(".")[0]:
             error = errors.NotSupported(f"this version of Magnum has no {message.method} {message.version}")
             return _encode({"error": errors.to_wire(error)})
-        context = unpack_context(message)
+        context, headers = unpack_context(message), message.headers
         token = contexts.current.set(context)
         try:
             if message.timeout is not None and message.timeout <= 0:
@@ -295,7 +300,10 @@ def handler(interface: type[Interface], implementation: Interface) -> Handler:
             arguments = signature.decode(message.body)
             values = [getattr(arguments, n) for n in signature.names]
             # cancelled at its deadline: nobody waits for the answer any more
-            with metrics.timed(metrics.SERVED, message.method), metrics.IN_HAND.track_inprogress():
+            with (
+                metrics.timed(metrics.SERVED, message.method), metrics.IN_HAND.track_inprogress(),
+                tracing.span(f"serve {message.method}", headers, kind="server", magnum__request_id=context.request_id),
+            ):  # fmt: skip
                 async with asyncio.timeout(message.timeout):
                     result = await getattr(implementation, message.method)(context, *values)
             return _encode(signature.answer(result=result))
