@@ -52,6 +52,28 @@ def test_a_refusal_says_where_tokens_are_had(guarded, identity, brief):
     assert status == 401
 
 
+def test_what_a_client_says_of_itself_counts_for_nothing(guarded, identity):
+    """Identity is what Keystone says of the token, whatever headers come beside it."""
+    other = base.facts("keystone")["projects"]["beta"]
+    claims = {
+        "X-Project-Id": other, "X-Tenant-Id": other, "X-User-Id": "root", "X-Roles": "admin", "X-Role": "admin",
+        "X-Is-Admin": "1", "X-Identity-Status": "Confirmed", "OpenStack-System-Scope": "all", "X-Service-Roles": "service",
+        "X-Service-Identity-Status": "Confirmed", "X-Domain-Id": "default", "X-Is-Admin-Project": "True",
+    }  # fmt: skip
+    member = identity.token("alpha-reader")
+    plain = {"X-Auth-Token": member}
+    status, _, shown = deployment.ask(guarded.port, "GET", "/v1/quotas", plain)
+    for header, value in claims.items():
+        for method, path, wanted in (("GET", "/v1/hosts", 403), ("GET", "/v1/bays?all_projects=1", 403),
+                                     ("POST", "/v1/baymodels", 403)):  # fmt: skip
+            body = {"name": "forged"} if method == "POST" else None
+            assert deployment.ask(guarded.port, method, path, plain | {header: value}, body)[0] == wanted, header
+        assert deployment.ask(guarded.port, "GET", "/v1/quotas", plain | {header: value})[2] == shown, header
+        assert deployment.ask(guarded.port, "GET", "/v1/bays", {header: value})[0] == 401, header
+    assert status == 200
+    assert deployment.ask(guarded.port, "GET", "/v1/bays", claims)[0] == 401
+
+
 def test_a_service_goes_on_for_its_user_with_an_expired_token(guarded, identity, brief):
     expired = identity.token("alpha-member", url=brief.url)
     until(lambda: ask(guarded.port, expired)[0] == 401)
