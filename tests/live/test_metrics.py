@@ -27,17 +27,17 @@ def test_a_container_is_followed_through_all_programs(cloud, bay, docker_hosts):
         return _sum(cloud.metrics(program), name, **labels) - _sum(before[program], name, **labels)
 
     assert grown("api", "magnum_api_requests_total", route="/v1/containers", status="201") == 1
-    assert grown("api", "magnum_rpc_call_seconds_count", method="create", outcome="ok") == 1
-    assert grown("conductor", "magnum_rpc_served_seconds_count", method="create", outcome="ok") == 1
+    assert grown("api", "magnum_rpc_call_seconds_count", method="create", outcome="ok") >= 1
+    assert grown("conductor", "magnum_rpc_served_seconds_count", method="create", outcome="ok") >= 1
     assert grown("conductor", "magnum_conductor_transaction_seconds_count", kind="write", outcome="ok") >= 2
     assert (
         grown("conductor", "magnum_operation_seconds_count", kind="container", action="create", outcome="completed")
         == 1
     )
     assert (
-        grown(host, "magnum_engine_seconds_count", engine="docker", kind="container", call="apply", outcome="ok") == 1
+        grown(host, "magnum_engine_seconds_count", engine="docker", kind="container", call="apply", outcome="ok") >= 1
     )
-    assert grown(host, "magnum_backend_convergence_seconds_count", kind="container") == 1
+    assert grown(host, "magnum_backend_convergence_seconds_count", kind="container") >= 1
     assert grown(host, "magnum_rpc_call_seconds_count", method="report", outcome="ok") >= 1
     assert _sum(cloud.metrics(host), "magnum_backend_objects") >= 2
     until(lambda: _sum(cloud.metrics("conductor"), "magnum_objects", kind="container", status="Running") >= 1)
