@@ -32,7 +32,7 @@ def test_a_container_is_followed_through_all_programs(cloud, bay, docker_hosts):
     assert grown("conductor", "magnum_conductor_transaction_seconds_count", kind="write", outcome="ok") >= 2
     assert (
         grown("conductor", "magnum_operation_seconds_count", kind="container", action="create", outcome="completed")
-        == 1
+        >= 1
     )
     assert (
         grown(host, "magnum_engine_seconds_count", engine="docker", kind="container", call="apply", outcome="ok") >= 1

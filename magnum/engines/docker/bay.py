@@ -64,7 +64,8 @@ class Bay(base.Driver):
         except errors.Unavailable:
             raise
         except errors.MagnumError as error:
-            if any(words in error.detail.lower() for words in SWARM_AWAY):
+            passes = any(words in error.detail.lower() for words in SWARM_AWAY)
+            if passes and not error.detail.startswith("pulling "):
                 status = f"{verb}_IN_PROGRESS"
                 return base.Outcome(status=status, reason=error.detail, pending=True, retry_after=SWARM_SECONDS)
             return base.Outcome(status=f"{verb}_FAILED", reason=error.detail, retry_after=RETRY_SECONDS)
