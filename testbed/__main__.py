@@ -5,18 +5,16 @@ import concurrent.futures
 import contextlib
 import importlib
 import os
-import pathlib
 import pkgutil
-import subprocess
 import sys
 import time
 import types
 
-from testbed import base
+from testbed import base, register
 
 COMPONENTS = sorted(
     {module.name for module in pkgutil.iter_modules([os.path.dirname(__file__)])}
-    - {"__main__", "base", "environments", "faults", "images", "kubernetes_build"}
+    - {"__main__", "base", "environments", "faults", "images", "kubernetes_build", "register"}
 )
 
 
@@ -26,30 +24,6 @@ def _up(component: types.ModuleType, hosts: int, before: list[concurrent.futures
     component.install()
     component.up(hosts)
     base.say(f"{component.__name__.rpartition('.')[2]}: up ({time.monotonic() - started:.1f} s)")
-
-
-def _bury_others() -> None:
-    """Take down the test beds of other folders whose processes were all killed: what they left is in the way of this one's."""
-    if os.geteuid():
-        return
-    base.REGISTER.mkdir(parents=True, exist_ok=True)
-    for entry in base.REGISTER.iterdir():
-        folder = pathlib.Path(entry.read_text())
-        if entry.name == base.TAG or any(_lives(file) for file in folder.glob("pids/*")):
-            continue
-        base.say(f"a test bed in {folder} has died: removing what is left of it")
-        environ = os.environ | {"MAGNUM_TESTBED_DIR": str(folder)}
-        done = subprocess.run([sys.executable, "-m", "testbed", "down"], env=environ, capture_output=True, text=True)
-        if done.returncode:
-            base.say(done.stdout + done.stderr)
-    (base.REGISTER / base.TAG).write_text(str(base.FOLDER))
-
-
-def _lives(file: pathlib.Path) -> bool:
-    """Return whether the process of a pid file is there; one that took its number since counts, too: better left alone."""
-    with contextlib.suppress(OSError, ValueError):
-        return pathlib.Path(f"/proc/{int(file.read_text().split()[0])}").exists()
-    return False
 
 
 def main() -> int:
@@ -72,7 +46,7 @@ def main() -> int:
     failed = False
     with base.lock(base.FOLDER / "lock"), concurrent.futures.ThreadPoolExecutor() as pool:
         if asked.verb == "up":
-            _bury_others()
+            register.enter()
             tasks = {}
             # what needs others starts them itself if they are not asked for; it waits for those that are
             for name, component in sorted(found.items(), key=lambda each: hasattr(each[1], "NEEDS")):
@@ -90,8 +64,7 @@ def main() -> int:
         with contextlib.suppress(OSError):
             (base.FOLDER / "lock").unlink()
             base.FOLDER.rmdir()
-        with contextlib.suppress(OSError):
-            (base.REGISTER / base.TAG).unlink()
+        register.leave()
     return 1 if failed else 0
 
 

@@ -26,8 +26,6 @@ from typing import Any
 FOLDER = pathlib.Path(
     os.environ.get("MAGNUM_TESTBED_DIR") or pathlib.Path(__file__).resolve().parent.parent / ".state" / "testbed"
 ).absolute()
-REGISTER = pathlib.Path("/var/tmp/magnum-testbeds")
-"""Where every test bed of this machine says which folder it is in, by its tag."""
 TAG = hashlib.sha256(str(FOLDER).encode()).hexdigest()[:6]
 """Tells this test bed's interfaces, cgroups and nodes from those of one in another folder."""
 
@@ -160,6 +158,15 @@ def pid(name: str) -> int | None:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(int(number), os.WNOHANG)
     return int(number) if born == _born(int(number)) else None
+
+
+def lives(file: pathlib.Path) -> bool:
+    """Return whether the process that a pid file is of runs."""
+    try:
+        number, born = file.read_text().split()
+    except (OSError, ValueError):
+        return False
+    return born == _born(int(number))
 
 
 def stop(name: str, seconds: float = 20, number: int = signal.SIGTERM) -> None:

@@ -5,7 +5,7 @@ A backend runs in its host's network namespace, so that the host can be cut off.
 
 import pathlib
 
-from testbed import base, docker, images, mariadb, postgresql, rabbitmq
+from testbed import base, docker, images, mariadb, postgresql, rabbitmq, register
 from tests import conftest
 from tests.deployment import Deployment
 
@@ -89,6 +89,7 @@ def up(database: str) -> None:
     """Have the servers up. Raises Failed."""
     install()
     with base.lock(base.FOLDER / "lock"):
+        register.enter()
         docker.up(HOSTS, small=True)
         rabbitmq.up()
         for component in {postgresql, DATABASES[database]}:
@@ -100,6 +101,7 @@ def up(database: str) -> None:
 def down() -> None:
     for component in (docker, rabbitmq, postgresql, mariadb):
         component.down()
+    register.leave()
 
 
 IMAGE = images.DEMO
