@@ -359,7 +359,9 @@ def test_a_service_has_a_floating_ip_and_lets_in_whom_it_names(wired, alpha):
     status, changed = alpha.ask(
         "PATCH", "/v1/services/shop?wait=30", [{"op": "replace", "path": "/external", "value": True}]
     )
-    assert status == 200 and gets(outside, changed["external_ip"], 8080) == "shop", changed
+    assert status == 200, changed
+    # Neutron's router has the address a moment after it was given
+    until(lambda: gets(outside, changed["external_ip"], 8080) == "shop", 30)
     alpha.gone("services", "shop")
     assert alpha.neutron("GET", "/floatingips")["floatingips"] == []
     groups = [g["name"] for g in alpha.neutron("GET", "/security-groups")["security_groups"]]
