@@ -8,14 +8,14 @@ from testbed import base, keystone, postgresql, rabbitmq
 from tests.deployment import Deployment, keystone_authtoken
 
 
-def _servers():
+def servers():
     with base.lock(base.FOLDER / "lock"):
         for component in (postgresql, rabbitmq):
             component.install()
             component.up(0)
 
 
-def _running(made, secrets=set):
+def running(made, secrets=set):
     """Give ``made``, started; end it with its bays gone and no secret told in its logs, ``secrets()`` among them."""
     try:
         # each waits for the others: the order does not matter
@@ -32,8 +32,8 @@ def _running(made, secrets=set):
 
 @pytest.fixture(scope="session")
 def cloud(docker_hosts, tmp_path_factory):
-    _servers()
-    yield from _running(Deployment(f"programs-{base.TAG}", tmp_path_factory.mktemp("programs"), docker_hosts))
+    servers()
+    yield from running(Deployment(f"programs-{base.TAG}", tmp_path_factory.mktemp("programs"), docker_hosts))
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +47,9 @@ def bay(cloud):
 @pytest.fixture(scope="session")
 def slices(kubernetes_cluster, tmp_path_factory):
     """A deployment with two backends that have the same cluster, and no other."""
-    _servers()
+    servers()
     name = f"slices-{base.TAG}"
-    yield from _running(Deployment(name, tmp_path_factory.mktemp("slices"), [], keepers=2))
+    yield from running(Deployment(name, tmp_path_factory.mktemp("slices"), [], keepers=2))
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,7 @@ def identity():
 @pytest.fixture(scope="session")
 def guarded(identity, docker_hosts, tmp_path_factory):
     """A deployment whose askers Keystone knows; asked as ``alpha-admin`` unless a test says otherwise."""
-    _servers()
+    servers()
     name = f"guarded-{base.TAG}"
     asked = functools.cache(identity.token)
     found = Deployment(
@@ -87,7 +87,7 @@ def guarded(identity, docker_hosts, tmp_path_factory):
         headers=lambda: {"X-Auth-Token": asked("alpha-admin")},
     )  # fmt: skip
     identity.register(f"{found.url}/v1", name)
-    yield from _running(found, identity.secret_words)
+    yield from running(found, identity.secret_words)
 
 
 TALK = ["sh", "-c", "trap exit TERM; n=0; while :; do n=$((n+1)); echo line $n; echo oops $n >&2; sleep 0.1; done"]

@@ -45,7 +45,9 @@ def test_a_container_that_is_as_wanted_and_ones_that_are_not(cloud, bay, docker_
     assert status == 200 and found["as_wanted"] and not found["causes"] and found["wanted"] == "running", found
     taken = next(p["host_port"] for p in well["ports"] if p.get("host_port"))
     # an image that is nowhere
-    absent = _made(cloud, "containers", {**body, "name": "absent", "image": "nowhere.invalid/none:1"})
+    absent = _made(
+        cloud, "containers", {**body, "name": "absent", "image": "nowhere.invalid/none:1", "image_pull_policy": "Never"}
+    )
     _, cause = _explained(cloud, "containers", absent["uuid"], "image")
     assert "nowhere.invalid/none:1" in cause["detail"]
     # one that ends by itself, with its last words
@@ -92,7 +94,7 @@ def test_from_a_service_to_the_word_of_the_engine(cloud, bay, docker_hosts):
     status, _ = cloud.request("GET", f"/v1/pods/{pod['uuid']}/explain", headers={"X-Project-Id": "other"})
     assert status == 404
     template = {"metadata": {"labels": {"app": "gone"}}, "spec": {"containers": [
-        {"name": "a", "image": "nowhere.invalid/none:1"}, {"name": "b", "image": docker_hosts[0].image,
+        {"name": "a", "image": "nowhere.invalid/none:1", "imagePullPolicy": "Never"}, {"name": "b", "image": docker_hosts[0].image,
          "command": ["sh", "-c", "echo b was here; exit 3"]}], "terminationGracePeriodSeconds": 0}}  # fmt: skip
     manifest = _manifest(
         "ReplicationController", "gone", {"replicas": 1, "selector": {"app": "gone"}, "template": template}
@@ -124,7 +126,10 @@ def test_a_bay_names_the_host_that_it_lacks(cloud):
 
 
 def test_on_kubernetes_too(slices, slice):
-    spec = {"containers": [{"name": "a", "image": "nowhere.invalid/none:1"}], "terminationGracePeriodSeconds": 0}
+    spec = {
+        "containers": [{"name": "a", "image": "nowhere.invalid/none:1", "imagePullPolicy": "Never"}],
+        "terminationGracePeriodSeconds": 0,
+    }
     pod = _made(slices, "pods", {"bay_uuid": "s", "manifest": _manifest("Pod", "absent", spec)})
     _, cause = _explained(slices, "pods", pod["uuid"], "image")
     assert "container a" in cause["detail"]

@@ -12,11 +12,11 @@ from tests.live import conftest
 
 @pytest.fixture
 def restored(docker_hosts, tmp_path_factory):
-    conftest._servers()
+    conftest.servers()
     # what a run that was cut short left on the engines is no orphan of this one
     name = f"restored-{base.TAG}-{secrets.token_hex(3)}"
     more = {"backend": {"resync_interval": 3}}
-    yield from conftest._running(Deployment(name, tmp_path_factory.mktemp("restored"), docker_hosts[:2], more))
+    yield from conftest.running(Deployment(name, tmp_path_factory.mktemp("restored"), docker_hosts[:2], more))
 
 
 def _made(cloud, plural, body):

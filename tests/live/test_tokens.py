@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import secrets
 import subprocess
 import threading
@@ -50,6 +51,15 @@ def test_a_refusal_says_where_tokens_are_had(guarded, identity, brief):
     assert "expired" in body["errors"][0]["detail"] and headers["WWW-Authenticate"]
     status, _, _ = ask(guarded.port, expired)
     assert status == 401
+
+
+def test_without_a_token_every_operation_but_the_public_ones_is_refused(guarded):
+    _, _, document = deployment.ask(guarded.port, "GET", "/openapi.json", {})
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if operation["security"]:
+                named = re.sub(r"{\w+}", "x", path)
+                assert deployment.ask(guarded.port, method.upper(), named, {})[0] == 401, (method, path)
 
 
 def test_what_a_client_says_of_itself_counts_for_nothing(guarded, identity):

@@ -53,10 +53,10 @@ def collector():
 
 @pytest.fixture
 def traced(docker_hosts, tmp_path_factory, collector):
-    conftest._servers()
+    conftest.servers()
     more = {"tracing": {"endpoint": collector.url}}
     name = f"traced-{base.TAG}"
-    yield from conftest._running(Deployment(name, tmp_path_factory.mktemp("traced"), docker_hosts[:1], more))
+    yield from conftest.running(Deployment(name, tmp_path_factory.mktemp("traced"), docker_hosts[:1], more))
 
 
 def test_a_request_is_one_trace_through_all_programs(traced, collector, docker_hosts):

@@ -19,9 +19,9 @@ CLIENTS = 3
 
 @pytest.fixture
 def rolling(docker_hosts, tmp_path_factory):
-    conftest._servers()
+    conftest.servers()
     name = f"rolling-{base.TAG}"
-    yield from conftest._running(Deployment(name, tmp_path_factory.mktemp("rolling"), docker_hosts[:2]))
+    yield from conftest.running(Deployment(name, tmp_path_factory.mktemp("rolling"), docker_hosts[:2]))
 
 
 @contextlib.contextmanager
