@@ -15,7 +15,7 @@ import pytest
 
 from testbed import base, images, kubernetes
 from tests.deployment import until
-from tests.live.conftest import _running, _servers
+from tests.live.conftest import running, servers
 from tests.tenants import SERVE, Machine, PodOfCluster, Tenant, gets, leftovers, on_neutron
 
 PLUGIN = pathlib.Path(sys.executable).parent / "magnum-cni"
@@ -62,14 +62,14 @@ def space(bay):
 @pytest.fixture(scope="module")
 def wired(identity, networking_node, docker_hosts, tmp_path_factory):
     """A deployment on Neutron: the node's backend, another one that keeps bays, a Docker host."""
-    _servers()
+    servers()
     folder = tmp_path_factory.mktemp("nodes")
     found = on_neutron(
         f"nodes-{base.TAG}", folder, docker_hosts[:1], identity, networking_node, keepers=2, cni_socket=folder / "cni.sock"
     )  # fmt: skip
     kubernetes.plugin(PLUGIN, socket=str(folder / "cni.sock"))
     try:
-        yield from _running(found, identity.secret_words)
+        yield from running(found, identity.secret_words)
         assert leftovers(found) == []
     finally:
         kubernetes.plugin(None)

@@ -12,16 +12,16 @@ import pytest
 
 from testbed import base
 from tests.deployment import until
-from tests.live.conftest import _running, _servers
+from tests.live.conftest import running, servers
 from tests.tenants import SERVE, Machine, Tenant, gets, leftovers, on_neutron
 
 
 @pytest.fixture(scope="module")
 def wired(identity, networking, docker_hosts, tmp_path_factory):
     """A deployment on Neutron: two hosts, tenants known by Keystone."""
-    _servers()
+    servers()
     found = on_neutron(f"wired-{base.TAG}", tmp_path_factory.mktemp("wired"), docker_hosts[:2], identity, networking)
-    yield from _running(found, identity.secret_words)
+    yield from running(found, identity.secret_words)
     assert leftovers(found) == []
 
 
