@@ -136,9 +136,11 @@ def start(port: int, name: str = NAME, settings: dict[str, str] | None = None) -
             *(["--disable-logging"] if name == NAME else []),
         ]  # fmt: skip
         files = {"OS_KEYSTONE_CONFIG_FILES": f"{folder}/keystone.conf", "OS_KEYSTONE_CONFIG_DIR": str(folder)}
-        # without a cache a validation is some hundred statements; others on the same data would not see what this one
-        # is told, so they have none
-        cache = {"OS_CACHE__ENABLED": "true", "OS_CACHE__BACKEND": "dogpile.cache.memory"} if name == NAME else {}
+        # without a cache a validation is some hundred statements; others on the same data see what this one is told
+        # when theirs has run out
+        cache = {"OS_CACHE__ENABLED": "true", "OS_CACHE__BACKEND": "dogpile.cache.memory"}
+        if name != NAME:
+            cache["OS_CACHE__EXPIRATION_TIME"] = "3"
         base.start(name, argv, log, files | cache | (settings or {}), folder)
     base.wait(lambda: _answers(port), name, log=log, daemon=name)
 
