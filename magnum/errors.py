@@ -137,6 +137,10 @@ class DeadlineExceeded(MagnumError):
     status, code, title = 504, "deadline-exceeded", "Deadline Exceeded"
 
 
+AWAY = (Unavailable, DeadlineExceeded)
+"""What says that the far side is not there now: what was asked may be asked again."""
+
+
 def _tree(cls: type[MagnumError]) -> dict[str, type[MagnumError]]:
     found = {cls.code: cls}
     for child in cls.__subclasses__():

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 LOG = structlog.get_logger(__name__)
 
-AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 LOOK_AGAIN = 2.0
 """Seconds after which a waiter looks by itself, since a broadcast may be lost."""
 
@@ -98,7 +97,7 @@ async def carry_out(
         current: objects.AnyObject | None = item
         try:
             hosts = await hosts_of(api, context, item)
-        except AWAY as error:
+        except errors.AWAY as error:
             LOG.warning("left to convergence", uuid=item.uuid, reason=str(error))
             return item
         except errors.NotFound:
@@ -109,7 +108,7 @@ async def carry_out(
             woken.clear()
             try:
                 current = await _current(api, context, item)
-            except AWAY as error:
+            except errors.AWAY as error:
                 LOG.warning("answered as last seen", uuid=item.uuid, reason=str(error))
                 return current
             if current is None or settled(current):

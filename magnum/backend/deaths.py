@@ -5,6 +5,7 @@ the engine. Called by ``backend.work`` with every outcome.
 """
 
 import asyncio
+import collections.abc
 from typing import Any
 
 import structlog
@@ -20,8 +21,8 @@ LOG_SECONDS = 3.0
 LOG_BYTES = 8192
 
 
-async def keep(driver: engines.Driver, item: Any, outcome: engines.Outcome) -> None:
-    """Put into ``outcome.state`` what ended since the last look, with its log."""
+async def keep(driver_of: collections.abc.Callable[[Any], engines.Driver], item: Any, outcome: engines.Outcome) -> None:
+    """Put into ``outcome.state`` what ended since the last look, with its log, of what has runs."""
     if outcome.gone or item.deleting or base.is_foreign(item) or not hasattr(item.state, "deaths"):
         return
     known = list(item.state.deaths)
@@ -29,6 +30,7 @@ async def keep(driver: engines.Driver, item: Any, outcome: engines.Outcome) -> N
     new = [(d, previous) for d, previous in _ends(item, outcome.state) if (d.container, d.at) not in seen]
     if not new:
         return
+    driver = driver_of(item)
     for death, previous in new:
         death.log = await _lines(driver, item, death.container, previous)
         known.append(death)

@@ -22,7 +22,6 @@ AT_ONCE = 64
 SENDERS = 4
 CALL_SECONDS = 10.0
 FIRST_WAIT, LAST_WAIT = 0.1, 2.0
-AWAY = (errors.Unavailable, errors.DeadlineExceeded)
 
 
 class Reports:
@@ -98,7 +97,7 @@ class Reports:
                 answers = await self._conductor.report(context, [report for report, _ in batch])
                 faults.point("backend-after-report")
                 break
-            except AWAY as error:
+            except errors.AWAY as error:
                 if not said:
                     said = True
                     LOG.warning("reports wait for the conductor", reason=error.detail)

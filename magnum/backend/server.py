@@ -413,8 +413,5 @@ class Server(backend_rpc.Backend):
                     self._whole = True
                     self._say(one.uuid, left.reason or "something of it is left")
             elif verdict == "unknown":
-                self._orphans[engine.name].append(host.Orphan(
-                    kind=one.kind, uuid=one.uuid, name=one.name, project_id=one.project, bay_uuid=one.bay, memo=one.memo,
-                    runs=one.runs,
-                ))  # fmt: skip
+                self._orphans[engine.name].append(one)
                 self._say(f"a word on orphan {one.kind} {one.uuid}", "nothing is known of it; adopt or remove it")

@@ -207,8 +207,7 @@ class Work:
             f"{labels[0]} {labels[2]} {self.kind}", self._carrier, magnum__uuid=self.uuid, magnum__generation=item.generation
         ):  # fmt: skip
             outcome = await self._act(item, what)
-        if hasattr(item.state, "deaths") and not outcome.gone:
-            await deaths.keep(self._backend.driver(item), item, outcome)
+        await deaths.keep(self._backend.driver, item, outcome)
         faults.point(f"{self.kind}-after-engine")
         told = (item.generation, outcome.status, outcome.reason, outcome.state, outcome.pending, outcome.gone)
         if what == "look" and told == self._told and not outcome.gone:

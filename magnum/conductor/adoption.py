@@ -88,7 +88,7 @@ async def adopt(tx: store.Transaction, uuid: str) -> str:
         if kind.unique_in_bay and await tx.count(kind, *taken):
             raise errors.Conflict(f"bay {where.item.name} has another {kind.name} {item.name}")
     if kind.spread == "one":
-        (item.host,) = one.hosts[:1]
+        item.host = one.hosts[0]
     if isinstance(item, bay.Bay):
         item.spec.members = sorted(one.hosts)
         item.spec.node_count = len(one.hosts)

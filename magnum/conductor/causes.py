@@ -7,7 +7,7 @@ from typing import Any
 
 from magnum import objects
 from magnum.db import store, tables
-from magnum.objects import bay
+from magnum.objects import bay, host
 from magnum.objects.explanation import Cause, Explanation
 
 WORDS = (
@@ -56,15 +56,18 @@ def _wanted(item: Any) -> str:
     return {"pod": "ready", "service": "active", "bay": "complete"}.get(objects.kind_of(item).name, "there")
 
 
+def _down(machine: host.Host) -> Cause:
+    words = f"host {machine.name} is down: {machine.status_reason or 'no sign of life'}"
+    return Cause(code="host-down", detail=words, kind="host", uuid=machine.uuid, name=machine.name)
+
+
 async def _where(tx: store.Transaction, record: store.Record) -> list[Cause]:
     """Return what is wrong with the host that an object is on, and with its bay."""
     found: list[Cause] = []
     item = record.item
     for machine in await tx.hosts(tables.HOSTS.c.name == item.host) if item.host else []:
         if machine.status == "down":
-            why = machine.status_reason or "no sign of life"
-            found.append(Cause(code="host-down", detail=f"host {machine.name} is down: {why}", kind="host",
-                               uuid=machine.uuid, name=machine.name))  # fmt: skip
+            found.append(_down(machine))
         elif machine.facts.problem:
             found.append(Cause(code="engine", detail=machine.facts.problem, kind="host", uuid=machine.uuid,
                                name=machine.name))  # fmt: skip
@@ -104,8 +107,7 @@ async def _bay(tx: store.Transaction, record: store.Record) -> list[Cause]:
     for share in (await tx.shares([item.uuid]))[item.uuid]:
         machine = machines.get(share.host)
         if machine is not None and machine.status == "down":
-            words = f"host {share.host} is down: {machine.status_reason or 'no sign of life'}"
-            found.append(Cause(code="host-down", detail=words, kind="host", uuid=machine.uuid, name=share.host))
+            found.append(_down(machine))
         elif kind.is_failure(share.status) or (share.status in kind.pending and share.reason):
             words = f"{share.host}: {share.reason or share.status}"
             found.append(Cause(code=code_of(words), detail=words, kind="host", name=share.host,

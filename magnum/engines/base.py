@@ -44,16 +44,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     retry_after: float | None = None
 
 
-class Seen(msgspec.Struct, kw_only=True, frozen=True):
-    """An engine object that bears our deployment's label."""
-
-    kind: str
-    uuid: str
-    name: str = ""
-    project: str = ""
-    bay: str = ""
-    memo: str = ""
-    runs: bool = False
+class Seen(host.Orphan, kw_only=True, frozen=True):
+    """An engine object that bears our deployment's label; an orphan, if nobody knows of it."""
 
 
 class Notice(msgspec.Struct, kw_only=True, frozen=True):

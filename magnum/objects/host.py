@@ -46,7 +46,7 @@ class Cluster(msgspec.Struct, kw_only=True):
     nodes: int = 0
 
 
-class Orphan(msgspec.Struct, kw_only=True):
+class Orphan(msgspec.Struct, kw_only=True, frozen=True):
     """An engine object of ours that the database does not know. ``memo``: see ``remember``; ``runs``: whether it does."""
 
     kind: str

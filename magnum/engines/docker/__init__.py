@@ -121,7 +121,7 @@ class Docker(base.Engine):
             if not (kind and uuid):
                 continue
             one = base.Seen(
-                kind=kind, uuid=uuid, name=name, project=labels.get(base.PROJECT, ""), bay=labels.get(base.BAY, ""),
+                kind=kind, uuid=uuid, name=name, project_id=labels.get(base.PROJECT, ""), bay_uuid=labels.get(base.BAY, ""),
                 memo=labels.get(base.MEMO, ""), runs=runs,
             )  # fmt: skip
             if (kind, uuid) not in found or (one.memo and not found[kind, uuid].memo):

@@ -39,7 +39,6 @@ RETRY_NETWORK = 10.0
 """Seconds until what Neutron refused is tried again: a quota may be raised."""
 WAIT_SECONDS = 2.0
 
-
 PASSING = ("port is already allocated", "address already in use", "network", "pulling ", "no space left", "timeout",
            client_docker.STUCK)  # fmt: skip
 """Words of refusals that may pass by themselves; others wait for the owner."""
