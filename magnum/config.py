@@ -15,6 +15,10 @@ DEFAULT_OPTS: list[cfg.Opt] = [
     cfg.StrOpt("transport_url", default="amqp://guest:guest@127.0.0.1:5672/", secret=True,
                help="RabbitMQ: amqp://user:password@host:port[,host2:port2]/vhost (amqps:// for TLS). "
                "local:// joins programs within one process and is what magnum-standalone uses."),
+    cfg.StrOpt("host_user", default="", regex=r"^$|^[^{}]+\{host\}[^{}]*$",
+               help="The broker's users that backends have, one each, with {host} for the host's name: magnum-host-{host}. "
+               "Conductors then take what is said of a host from its own user alone, and backends nothing from each other. "
+               "Same on conductors and backends; empty: all programs share a user."),
     cfg.StrOpt("host", default=socket.gethostname(), sample_default="this machine's host name",
                help="Name of this machine in Magnum; must be unique among backends and must not change."),
     cfg.StrOpt("deployment", default="default", regex=r"^[a-z0-9][a-z0-9-]{0,62}$",

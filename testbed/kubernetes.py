@@ -288,6 +288,15 @@ state = "/run/containerd/state"
                     with contextlib.suppress(OSError):
                         (top / CGROUP / each).write_text((top / each).read_text())
 
+    def works(self, name: str, inner: int) -> bool:
+        """Say whether a program does its work, of those that others cannot start without."""
+        # a kubelet ends if its runtime is away while it starts, and nobody here would start it again
+        asked = {
+            "containerd": ["ctr", "-a", RUNTIME, "version"],
+            "kubelet": ["curl", "-fsS", "-m", "5", "http://127.0.0.1:10248/healthz"],
+        }.get(name)
+        return asked is None or base.run(*self.enter(inner), *asked, check=False).returncode == 0
+
     def kubectl(self, *words: str, data: bytes | None = None, check: bool = True) -> str:
         return base.run(
             "kubectl", f"--kubeconfig={self.folder}/admin.kubeconfig", *words, data=data, check=check
@@ -364,8 +373,7 @@ def up(hosts: int = 0) -> None:
         cluster.start(name, inner)
     cluster.kubectl("apply", "-f", "-", data=json.dumps(POLICIES).encode())
     ctr = [*cluster.enter(inner), "ctr", "-a", RUNTIME, "-n", "k8s.io"]
-    base.wait(lambda: base.run(*ctr, "version", check=False).returncode == 0, "containerd", 30, log / "containerd",
-              f"{NAME}-containerd")  # fmt: skip
+    base.wait(lambda: cluster.works("containerd", inner), "containerd", 30, log / "containerd", f"{NAME}-containerd")
     have = base.run(*ctr, "images", "ls", "-q").stdout
     if images.DEMO not in have or images.PAUSE not in have:
         archive = cluster.folder / "images.tar"
@@ -420,9 +428,12 @@ def kill(name: str) -> None:
 
 
 def restart(name: str) -> None:
-    """Start a program that was ended."""
+    """Start a program that was ended, and return once it works. Raises Failed."""
     facts = base.facts(NAME)
-    Cluster(facts["number"]).start(name, facts["inner"])
+    cluster = Cluster(facts["number"])
+    cluster.start(name, facts["inner"])
+    log = cluster.folder / "log" / name
+    base.wait(lambda: cluster.works(name, facts["inner"]), name, 90, log, f"{NAME}-{name}")
 
 
 def status() -> str:

@@ -13,6 +13,7 @@ its certificate), ``user``, ``password``, ``port``, ``tls_port``, ``node``, ``pi
 import contextlib
 import os
 import pathlib
+import re
 import secrets
 import signal
 import socket
@@ -173,6 +174,18 @@ def vhost(virtual_host: str, name: str = NAME) -> str:
         control("add_vhost", virtual_host, name=name)
         control("set_permissions", "-p", virtual_host, found["user"], ".*", ".*", ".*", name=name)
     return f"{found['url'].rstrip('/')}/{urllib.parse.quote(virtual_host, safe='')}"
+
+
+def host_user(host: str, virtual_host: str, name: str = NAME) -> str:
+    """Have the user ``magnum-host-<host>``, which may do what the backend of one host does, and return its URL.
+
+    That is: have and read the queue of its own topic, and send to topics.
+    """
+    found, user, password = base.facts(name), f"magnum-host-{host}", secrets.token_hex(12)
+    topic = f"^backend\\.{re.escape(host)}$"
+    control("add_user", user, password, name=name)
+    control("set_permissions", "-p", virtual_host, user, topic, "^amq\\.default$", topic, name=name)
+    return f"amqp://{user}:{password}@127.0.0.1:{found['port']}/{urllib.parse.quote(virtual_host, safe='')}"
 
 
 def drop(name: str) -> None:

@@ -93,10 +93,12 @@ class Deployment:
     max_body = 2**20
     """Bytes, as configured by default."""
 
-    def __init__(self, name, folder, hosts, more=None, headers=dict, keepers=0, each=None):
+    def __init__(self, name, folder, hosts, more=None, headers=dict, keepers=0, each=None, own_users=False):
         """``more``: group → option → value, over the usual ones; ``headers`` is called for those of every request.
 
         ``each``: the test bed's name of a host → options of its backend, likewise.
+
+        ``own_users``: backends have a user each at the broker.
 
         ``keepers``: backends that have the test bed's cluster and no engine of their own. The first is the
         backend of the cluster's node, with the options of that.
@@ -107,6 +109,7 @@ class Deployment:
         self.hosts = {f"{name}-{host.name}": host for host in hosts}
         self.keepers = [f"{name}-keeper{number}" for number in range(1, keepers + 1)]
         self.processes = {}
+        self.host_urls = {}
         self.port, *ports = base.free_ports(2 + len(self.hosts) + len(self.keepers))
         self.url = f"http://127.0.0.1:{self.port}"
         self.metrics_ports = dict(zip(["conductor", *self.hosts, *self.keepers], ports, strict=True))
@@ -130,6 +133,8 @@ class Deployment:
             more = {"DEFAULT": {"host": host_name, "state_dir": folder / host_name,
                                 "metrics_port": self.metrics_ports[host_name]}, "docker": {"url": host.url},
                     "backend": {"address": host.address}}  # fmt: skip
+            if own_users:
+                self.host_urls[host_name] = more["DEFAULT"]["transport_url"] = rabbitmq.host_user(host_name, name)
             for group, options in (each or {}).get(host.name, {}).items():
                 more.setdefault(group, {}).update(options)
             self._write(f"{host_name}.conf", more)
@@ -199,7 +204,9 @@ class Deployment:
 
     def must_not_tell(self, secrets=()):
         """Raise AssertionError if any log has one of ``secrets``, a password of the configuration or a tenant's secret."""
-        urls = self.settings["DEFAULT"]["transport_url"], self.settings["database"]["connection"]
+        urls = (
+            self.settings["DEFAULT"]["transport_url"], self.settings["database"]["connection"], *self.host_urls.values()
+        )  # fmt: skip
         passwords = [found for url in urls if (found := urllib.parse.urlsplit(url).password)]
         assert passwords
         secrets = {*secrets, *passwords, TENANTS_SECRET}

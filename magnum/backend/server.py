@@ -24,6 +24,7 @@ from magnum.objects import base, host
 from magnum.rpc import backend as backend_rpc
 from magnum.rpc import base as rpc
 from magnum.rpc import conductor as conductor_rpc
+from magnum.rpc import senders
 
 LOG = structlog.get_logger(__name__)
 
@@ -84,8 +85,9 @@ class Server(backend_rpc.Backend):
         """Begin; see the class."""
         await asyncio.gather(*(engine.start() for engine in self.engines.values()))
         self.reports.start()
+        admit = senders.Senders(self.conf.host_user).to_backend
         await self.transport.serve(
-            f"{backend_rpc.TOPIC}.{self.host}", rpc.handler(backend_rpc.Backend, self), shared=False
+            f"{backend_rpc.TOPIC}.{self.host}", rpc.handler(backend_rpc.Backend, self, admit), shared=False
         )
         loops = [
             self._beat(),

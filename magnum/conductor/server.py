@@ -30,6 +30,7 @@ from magnum.objects import base, bay, explanation, host
 from magnum.rpc import backend as backend_rpc
 from magnum.rpc import base as rpc
 from magnum.rpc import conductor as conductor_rpc
+from magnum.rpc import senders
 
 LOG = structlog.get_logger(__name__)
 
@@ -99,7 +100,8 @@ class Server(conductor_rpc.Conductor):
                 LOG.warning("waiting for the database", reason=reason)
                 said = reason
             await asyncio.sleep(0.5)
-        await self.transport.serve(conductor_rpc.TOPIC, rpc.handler(conductor_rpc.Conductor, self), shared=True)
+        admit = senders.Senders(self.conf.host_user).to_conductor
+        await self.transport.serve(conductor_rpc.TOPIC, rpc.handler(conductor_rpc.Conductor, self, admit), shared=True)
         self.ready.set()
         LOG.info("serving", database=self.store.dialect)
         self._tasks += [asyncio.create_task(each) for each in (self._sweep(), self._control())]
@@ -699,6 +701,9 @@ class Server(conductor_rpc.Conductor):
     # hosts and programs
 
     async def beat(self, context: contexts.Context, beat: host.Beat) -> int:
+        if context.host != beat.host:
+            raise errors.Forbidden(f"host {context.host!r} is not {beat.host!r}")
+
         async def work(tx: store.Transaction) -> int:
             await tx.saw_program(beat.binary, beat.host)
             if beat.facts is None:

@@ -1,13 +1,14 @@
 """Carries calls over RabbitMQ. See ``docs/decisions/rpc.md`` for why it is so.
 
-* A topic is a queue of its own name, bound to the direct exchange ``magnum``.
-  A shared one is durable and outlives its servers; one with a single server is
-  exclusive, so it goes with its server's connection and a call to it comes back
-  at once (``mandatory``).
+* A topic is a queue of its own name, reached by the default exchange: nobody can
+  bind another queue to that name. A shared one is durable and outlives its servers;
+  one with a single server is exclusive, so it goes with its server's connection and
+  a call to it comes back at once (``mandatory``).
 * Answers come by direct reply-to. Calls are confirmed by the broker; all
   messages are transient, since none is wanted after its caller's deadline.
 * ``message_id`` names a call for all its deliveries; ``type`` is the method;
-  headers are the context's and, below ``magnum-``, the transport's own.
+  ``user_id`` is the sender's user, which the broker takes from no one else; headers
+  are the context's and, below ``magnum-``, the transport's own.
 * Broadcasts go by the direct exchange ``magnum.broadcast`` to a queue of each
   subscriber's own.
 
@@ -40,7 +41,6 @@ from magnum.rpc import base, local
 
 LOG = structlog.get_logger(__name__)
 
-EXCHANGE = "magnum"
 BROADCAST = "magnum.broadcast"
 REPLY_TO = "amq.rabbitmq.reply-to"
 HEARTBEAT = 10
@@ -126,7 +126,11 @@ def _place(url: str) -> str:
     return urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
 
 
-def _properties(message: base.Message, ident: str, reply_to: str | None, left: float | None) -> _Properties:
+def _user(url: str) -> str:
+    return urllib.parse.unquote(urllib.parse.urlsplit(url).username or "")
+
+
+def _properties(message: base.Message, user: str, ident: str, reply_to: str | None, left: float | None) -> _Properties:
     headers: dict[str, Any] = {**message.headers, _VERSION: message.version, _REPEAT_SAFE: message.repeat_safe}
     expiration = None
     if left is not None:
@@ -135,7 +139,7 @@ def _properties(message: base.Message, ident: str, reply_to: str | None, left: f
         expiration = str(milliseconds)
     return _Properties(
         content_type="application/msgpack", delivery_mode=1, message_type=message.method, message_id=ident,
-        correlation_id=ident, reply_to=reply_to, expiration=expiration, headers=headers,
+        correlation_id=ident, reply_to=reply_to, expiration=expiration, user_id=user, headers=headers,
     )  # fmt: skip
 
 
@@ -149,6 +153,7 @@ def _message(delivered: aiormq.abc.DeliveredMessage) -> base.Message:
         "timeout": None if milliseconds is None else milliseconds / 1000,
         "version": headers.pop(_VERSION, base.VERSION),
         "repeat_safe": headers.pop(_REPEAT_SAFE, False),
+        "sender": properties.user_id or "",
         "headers": headers,
     }
     return msgspec.convert(fields, base.Message)
@@ -167,19 +172,19 @@ async def _channel(connection: aiormq.abc.AbstractConnection, *, confirms: bool 
 class _Link:
     """One connection to a broker, with the channels that calls and one-way messages go by."""
 
-    def __init__(self, connection: aiormq.abc.AbstractConnection) -> None:
+    def __init__(self, connection: aiormq.abc.AbstractConnection, user: str) -> None:
         self.connection = connection
+        self.user = user
         self.since = time.monotonic()
         self.calls: aiormq.Channel
         self.sends: aiormq.Channel
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._notices: aiormq.Channel | None = None
+        self._broadcasts = False
 
     async def prepare(self) -> None:
         self.calls = await _channel(self.connection, confirms=True)
         self.sends = await _channel(self.connection)
-        for exchange in (EXCHANGE, BROADCAST):
-            await self.sends.exchange_declare(exchange, exchange_type="direct", durable=True)
         await self.calls.basic_consume(REPLY_TO, self._answered, no_ack=True)
 
     @property
@@ -212,8 +217,8 @@ class _Link:
         try:
             async with _sending(self.calls):
                 await self.calls.basic_publish(
-                    message.body, exchange=EXCHANGE, routing_key=topic, mandatory=True, wait=False,
-                    properties=_properties(message, ident, REPLY_TO, left),
+                    message.body, routing_key=topic, mandatory=True, wait=False,
+                    properties=_properties(message, self.user, ident, REPLY_TO, left),
                 )  # fmt: skip
             return await answer
         except aiormq.exceptions.PublishError:
@@ -224,11 +229,21 @@ class _Link:
             del self._waiting[ident]
             answer.cancel()
 
-    async def send(self, exchange: str, topic: str, body: bytes, properties: _Properties) -> None:
+    async def send(self, topic: str, message: base.Message, ident: str) -> None:
         """Send without knowing whether it arrives. Raises _Lost."""
+        properties = _properties(message, self.user, ident, None, message.timeout)
         async with _sending(self.sends):
+            await self.sends.basic_publish(message.body, routing_key=topic, wait=False, properties=properties)
+
+    async def broadcast(self, topic: str, body: bytes) -> None:
+        """As ``send``, to all subscribers."""
+        async with _sending(self.sends):
+            if not self._broadcasts:
+                # not before it is needed: a host's user may not declare it
+                await self.sends.exchange_declare(BROADCAST, exchange_type="direct", durable=True)
+                self._broadcasts = True
             await self.sends.basic_publish(
-                body, exchange=exchange, routing_key=topic, wait=False, properties=properties
+                body, exchange=BROADCAST, routing_key=topic, wait=False, properties=_Properties(delivery_mode=1)
             )
 
     async def notify(self, exchange: str, topic: str, body: bytes, durable: bool) -> None:
@@ -298,7 +313,6 @@ class _Server(_Consumer):
         await channel.basic_qos(prefetch_count=self._prefetch)
         self.watch(channel)
         consumed = await channel.basic_consume(self.topic, self._delivered)
-        await channel.queue_bind(self.topic, EXCHANGE, self.topic)
         self._channel, self._tag = channel, str(consumed.consumer_tag)
         return channel
 
@@ -376,14 +390,24 @@ class _Server(_Consumer):
             return
         with contextlib.suppress(_Lost, TimeoutError), _translated():
             async with asyncio.timeout(CONNECT_SECONDS):
-                if not self._shared:
-                    await channel.queue_unbind(self.topic, EXCHANGE, self.topic)
                 await channel.basic_cancel(self._tag)
                 while not self._shared:
                     waiting = await channel.basic_get(self.topic)
-                    if not isinstance(waiting.delivery, aiormq.spec.Basic.GetOk):
+                    if isinstance(waiting.delivery, aiormq.spec.Basic.GetOk):
+                        await self._settle(waiting, base.refusal(base.unreachable(self.topic)))
+                    elif await self._gone(channel.connection):
                         break
-                    await self._settle(waiting, base.refusal(base.unreachable(self.topic)))
+
+    async def _gone(self, connection: aiormq.abc.AbstractConnection) -> bool:
+        """Remove the queue unless a message came meanwhile; return whether it is gone."""
+        # the broker's refusal ends the channel it was asked on, and that of what is in hand must live
+        channel = await _channel(connection)
+        try:
+            await channel.queue_delete(self.topic, if_empty=True)
+        except aiormq.exceptions.ChannelPreconditionFailed:
+            return False
+        await channel.close()
+        return True
 
     async def drain(self) -> None:
         """Return once all in hand are answered."""
@@ -409,6 +433,7 @@ class _Subscriber(_Consumer):
 
     async def open(self, connection: aiormq.abc.AbstractConnection) -> aiormq.Channel:
         channel = await _channel(connection)
+        await channel.exchange_declare(BROADCAST, exchange_type="direct", durable=True)
         declared = await channel.queue_declare("", exclusive=True, auto_delete=True)
         queue = str(declared.queue)
         self.watch(channel)
@@ -492,7 +517,7 @@ class Amqp(base.Transport):
                 connection = await aiormq.connect(
                     f"{address}&name={urllib.parse.quote(self._name)}" if self._name else address
                 )
-                link = _Link(connection)
+                link = _Link(connection, _user(address))
                 try:
                     await link.prepare()
                 except BaseException:
@@ -541,19 +566,22 @@ class Amqp(base.Transport):
             raise base.expired(topic, message) from None
 
     async def cast(self, topic: str, message: base.Message) -> None:
-        properties = _properties(message, f"{self._token}.{next(self._numbers)}", None, message.timeout)
-        await self._send(EXCHANGE, topic, message.body, properties)
+        ident = f"{self._token}.{next(self._numbers)}"
+        await self._send(topic, message.body, lambda link: link.send(topic, message, ident))
 
     async def broadcast(self, topic: str, body: bytes) -> None:
-        await self._send(BROADCAST, topic, body, _Properties(delivery_mode=1))
+        await self._send(topic, body, lambda link: link.broadcast(topic, body))
 
-    async def _send(self, exchange: str, topic: str, body: bytes, properties: _Properties) -> None:
+    async def _send(
+        self, topic: str, body: bytes, send: collections.abc.Callable[[_Link], collections.abc.Awaitable[None]]
+    ) -> None:
         try:
+            _fits(body)
             if self._link is None:
                 raise _Lost(self._problem)
             # a broker that blocks its publishers must not hold up whoever may do without
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._link.send(exchange, topic, _fits(body), properties)
+                await send(self._link)
         except (_Lost, TimeoutError, errors.TooLarge) as error:
             LOG.warning("message dropped", topic=topic, reason=str(error) or "the broker takes none")
 

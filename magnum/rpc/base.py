@@ -62,7 +62,11 @@ def cast() -> collections.abc.Callable[[F], F]:
 
 
 class Message(msgspec.Struct, kw_only=True):
-    """A call on its way. ``timeout``: seconds left of its deadline when it was sent."""
+    """A call on its way.
+
+    ``timeout``: seconds left of its deadline when it was sent. ``sender``: the broker's user that sent it,
+    as the broker says; empty where there is no broker or the sender did not tell.
+    """
 
     method: str
     body: bytes
@@ -70,6 +74,7 @@ class Message(msgspec.Struct, kw_only=True):
     timeout: float | None = None
     version: str = VERSION
     repeat_safe: bool = False
+    sender: str = ""
 
 
 Handler = collections.abc.Callable[[Message], collections.abc.Awaitable[bytes]]
@@ -282,8 +287,12 @@ def _remote(
     return remote
 
 
-def handler(interface: type[Interface], implementation: Interface) -> Handler:
-    """Return what serves ``interface`` by ``implementation`` on a transport."""
+Admit = collections.abc.Callable[[Message, contexts.Context], None]
+"""Raises Forbidden for a message whose sender may not send it."""
+
+
+def handler(interface: type[Interface], implementation: Interface, admit: Admit | None = None) -> Handler:
+    """Return what serves ``interface`` by ``implementation`` on a transport, of the messages that ``admit`` lets in."""
     signatures = _signatures(interface)
 
     async def serve(message: Message) -> bytes:
@@ -295,6 +304,8 @@ def handler(interface: type[Interface], implementation: Interface) -> Handler:
         context, headers = unpack_context(message), message.headers
         token = contexts.current.set(context)
         try:
+            if admit is not None:
+                admit(message, context)
             if message.timeout is not None and message.timeout <= 0:
                 raise errors.DeadlineExceeded(f"{message.method} came after its deadline")
             arguments = signature.decode(message.body)
