@@ -1,4 +1,4 @@
-"""A pod's start and a service's data path: ``python -m benchmarks.pods [--rounds N]``.
+"""A pod's start and a service's data path.
 
 Starts magnum-standalone on one host of the test bed. A pod of two containers to
 Running is measured beside the same two containers by the Docker API; requests and
@@ -6,22 +6,21 @@ bytes through a service's virtual address beside the same straight to its pod. E
 pair takes turns within one loop.
 """
 
-import argparse
 import asyncio
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-from benchmarks.figures import Standalone
+from benchmarks import containers, table
 from magnum.clients import docker as client
-from testbed import base, docker, images
+from testbed import docker, images
 from tests.conftest import Host, hosts
 from tests.deployment import until
 
+NEEDS = (docker,)
 MEGABYTES = 200
 CONNECTIONS = 200
 SCRIPT = f"""
@@ -57,7 +56,9 @@ def _pod(name: str, containers: list[dict[str, object]]) -> dict[str, object]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-async def _starts(magnum: Standalone, host: Host, network: str, rounds: int) -> tuple[list[float], list[float]]:
+async def _starts(
+    magnum: containers.Standalone, host: Host, network: str, rounds: int
+) -> tuple[list[float], list[float]]:
     """Return seconds until two containers run: as a pod by Magnum, and on their own by the Docker API."""
     engine = client.Client(host.url)
     ours, theirs = [], []
@@ -85,7 +86,7 @@ async def _starts(magnum: Standalone, host: Host, network: str, rounds: int) -> 
     return ours, theirs
 
 
-def _path(magnum: Standalone, host: Host, rounds: int) -> dict[str, list[list[float]]]:
+def _path(magnum: containers.Standalone, host: Host, rounds: int) -> dict[str, list[list[float]]]:
     """Return requests and megabytes a second, by pod and by service, from a container of the bay."""
     serve: dict[str, object] = {"name": "web", "image": images.DEMO, "command": ["sh", "-c", SERVE]}
     status, made = magnum.request("POST", "/v1/pods?wait=60", {"bay_uuid": "bench", "manifest": _pod("web", [serve])})
@@ -122,41 +123,23 @@ def _path(magnum: Standalone, host: Host, rounds: int) -> dict[str, list[list[fl
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pods", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each pair (15)")
-    asked = parser.parse_args()
-    with base.lock(base.FOLDER / "lock"):
-        docker.install()
-        docker.up(1)
+def measure(seconds: float) -> list[table.Row]:
+    """Return the rows; ``seconds``: about as many turns of each pair."""
+    rounds = max(int(seconds), 6)
     host = hosts()[0]
-    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        magnum = Standalone(pathlib.Path(folder), host)
+        magnum = containers.Standalone(pathlib.Path(folder), host)
         magnum.start()
-        magnum.request("POST", "/v1/baymodels", {"name": "bench"})
-        status, bay = magnum.request("POST", "/v1/bays?wait=60", {"name": "bench", "baymodel_id": "bench"})
-        assert status == 201, bay
-        ours, theirs = asyncio.run(_starts(magnum, host, f"magnum-{bay['uuid']}", asked.rounds))
-        path = _path(magnum, host, asked.rounds)
+        bay = containers.bay(magnum)
+        ours, theirs = asyncio.run(_starts(magnum, host, f"magnum-{bay['uuid']}", rounds))
+        path = _path(magnum, host, rounds)
         for kind in ("services", "pods", "containers", "bays"):
             for each in magnum.request("GET", f"/v1/{kind}")[1][kind]:
                 magnum.request("DELETE", f"/v1/{kind}/{each['uuid']}?wait=60")
         magnum.kill("standalone", 15)
-    for what, mine, other in (
-        ("pod of two containers to Running beside two containers, median ms",
-         statistics.median(ours) * 1000, statistics.median(theirs) * 1000),
-        ("requests by virtual address beside straight to the pod, median 1/s",
-         statistics.median(path["service"][0]), statistics.median(path["pod"][0])),
-        ("bytes by virtual address beside straight to the pod, median MB/s",
-         statistics.median(path["service"][1]), statistics.median(path["pod"][1])),
-    ):  # fmt: skip
-        row = {"what": what, "magnum": round(mine, 1), "peer": round(other, 1), "ratio": round(mine / other, 2)}
-        rows.append(row)
-        print(f"{what:70} {row['magnum']:>9} {row['peer']:>9} {row['ratio']:>6}")
-    (base.FOLDER / "pods.json").write_text(json.dumps(rows, indent=1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    pod = "straight to the pod"
+    return [
+        table.medians("pod of two containers to Running", "ms", ours, theirs, "the two by the Docker API", "<= 1.15", 1000),
+        table.medians("requests by a service's virtual address", "1/s", path["service"][0], path["pod"][0], pod),
+        table.medians("bytes by a service's virtual address", "MB/s", path["service"][1], path["pod"][1], pod),
+    ]  # fmt: skip

@@ -26,6 +26,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -162,6 +163,13 @@ class Front:
 
     def stop(self) -> None:
         base.stop(self.daemon)
+
+    def pause(self, *, paused: bool = True) -> None:
+        """Have it take requests and answer none, or go on. Raises Failed."""
+        leader = base.pid(self.daemon)
+        if leader is None:
+            raise base.Failed(f"{self.daemon} does not run")
+        os.killpg(leader, signal.SIGSTOP if paused else signal.SIGCONT)
 
     def asked(self, line: str) -> int:
         """Return how many requests it was sent that begin with ``line``: ``GET /v3/auth/tokens``."""

@@ -273,6 +273,23 @@ class Deployment:
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
 
+    @contextlib.contextmanager
+    def another_conductor(self):
+        """Have one more conductor, which has beaten by then; give its process."""
+        name = f"{self.name}-second"
+        self._write(f"{name}.conf", {"DEFAULT": {"host": name, "metrics_port": 0}})
+        argv = [str(BIN / "magnum-conductor"),
+                *(w for n in ("magnum", name) for w in ("--config-file", self.folder / f"{n}.conf"))]  # fmt: skip
+        with open(self.folder / f"{name}.log", "ab") as out:
+            process = subprocess.Popen(argv, stdout=out, stderr=out)
+        try:
+            until(lambda: any(p["host"] == name and p["state"] == "up"
+                              for p in self.request("GET", "/v1/mservices")[1]["mservices"]))  # fmt: skip
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+
     def environ(self, project="default"):
         """Return what the command lines need in their environment."""
         return os.environ | {

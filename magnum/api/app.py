@@ -28,6 +28,7 @@ from magnum.api import (
     clustertemplates,
     containers,
     events,
+    feeds,
     hosts,
     identity,
     intents,
@@ -79,6 +80,7 @@ class Api:
         self.conductor = rpc.client(
             conductor_rpc.Conductor, transport, conductor_rpc.TOPIC, timeout=conf.api.call_timeout
         )
+        self.feeds = feeds.Feeds(self.conductor, self.watch)
         self.streams = streams.Listener(
             conf.api.stream_host,
             conf.api.stream_port + number if conf.api.stream_port else 0,

@@ -140,6 +140,10 @@ class Keystone(Strategy):
     async def start(self) -> None:
         self._validator = await asyncio.to_thread(keystone.Validator, self.conf)
 
+    async def close(self) -> None:
+        if self._validator is not None:
+            self._validator.close()
+
     async def identify(
         self, headers: Headers, request_id: str, global_id: str, method: str, path: str
     ) -> contexts.Context:

@@ -1,8 +1,8 @@
 """What happens to a project's objects, as server-sent events that are resumed by revision.
 
 Each event's ``id`` is the revision of a row of the log; a client that comes back
-with ``Last-Event-ID`` (or ``after``) misses nothing. Rows are read from the log
-when a broadcast says that there are new ones, and now and then without.
+with ``Last-Event-ID`` (or ``after``) misses nothing. All followers of a project
+share what is read of the log: see ``feeds``.
 """
 
 import asyncio
@@ -12,16 +12,15 @@ from typing import Any
 import msgspec
 
 from magnum import errors
-from magnum.api import bodies, routing, tunnels
+from magnum.api import bodies, feeds, routing, tunnels
 from magnum.objects import base
 
 ROUTES = routing.Routes("events")
 
-LOOK_AGAIN = 5.0
-"""Seconds after which the log is read without being told to."""
 KEEP_ALIVE = 15.0
 """Seconds of silence after which a comment is sent, so that the connection is seen to live."""
-AT_ONCE = 500
+AGAIN = 2.0
+"""Seconds until a log that could not be read is asked for again."""
 
 
 class EventQuery(bodies.Show):
@@ -60,7 +59,6 @@ async def follow(call: routing.Call, query: EventQuery) -> Any:
         after = await api.conductor.latest(context)
     if api.open_streams >= api.conf.api.max_streams:
         raise errors.TooMany(f"this api has {api.open_streams} streams open, which is as many as it may")
-    key = "every project" if context.all_projects else f"project:{context.project_id}"
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
@@ -68,7 +66,8 @@ async def follow(call: routing.Call, query: EventQuery) -> Any:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b": following\n\n", "more_body": True})
-            await tunnels.until_gone(api, receive, _tell(api, context, key, after, send))
+            with api.feeds.follow(context) as feed:
+                await tunnels.until_gone(api, receive, _tell(feed, after, send))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             api.open_streams -= 1
@@ -76,27 +75,20 @@ async def follow(call: routing.Call, query: EventQuery) -> Any:
     return answer
 
 
-async def _tell(api: Any, context: Any, key: str, after: int, send: Any) -> None:
+async def _tell(feed: feeds.Feed, after: int, send: Any) -> None:
+    """Send what the log has behind ``after``, and what comes."""
     loop = asyncio.get_running_loop()
     spoke = loop.time()
-    with api.watch.on(key) as woken:
-        while True:
-            woken.clear()
-            rows: list[base.Event] = []
-            with contextlib.suppress(errors.Unavailable, errors.DeadlineExceeded):
-                rows = await api.conductor.events(context, after, AT_ONCE)
-            if rows:
-                after = rows[-1].revision
-                parts = [
-                    b"id: %d\nevent: %s\ndata: %s\n\n" % (row.revision, row.step.encode(), routing.encode(row))
-                    for row in rows
-                ]
-                await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
-                spoke = loop.time()
-            elif loop.time() - spoke > KEEP_ALIVE:
-                await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
-                spoke = loop.time()
-            if len(rows) < AT_ONCE:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN):
-                        await woken.wait()
+    while True:
+        news, before, rows, patience = feed.news, after, b"", KEEP_ALIVE
+        try:
+            after, rows = await feed.after(after)
+        except errors.AWAY:
+            patience = AGAIN
+        if rows or loop.time() - spoke > KEEP_ALIVE:
+            await send({"type": "http.response.body", "body": rows or b": still here\n\n", "more_body": True})
+            spoke = loop.time()
+        if after == before:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await news.wait()

@@ -29,8 +29,14 @@ if TYPE_CHECKING:
 
 LOG = structlog.get_logger(__name__)
 
+EVERY = "every project"
 LOOK_AGAIN = 2.0
 """Seconds after which a waiter looks by itself, since a broadcast may be lost."""
+
+
+def of_project(project_id: str) -> str:
+    """Return the key by which a project is watched."""
+    return f"project:{project_id}"
 
 
 class Watch:
@@ -45,13 +51,13 @@ class Watch:
 
     async def _heard(self, body: bytes) -> None:
         event = self._decode(body)
-        for key in (event.uuid, f"project:{event.project_id}", "every project"):
+        for key in (event.uuid, of_project(event.project_id), EVERY):
             for waiter in self._waiting.get(key, ()):
                 waiter.set()
 
     @contextlib.contextmanager
     def on(self, key: str) -> collections.abc.Iterator[asyncio.Event]:
-        """Give an ``asyncio.Event`` that is set whenever something happens to ``key``: a uuid, ``project:<id>`` or ``every project``."""
+        """Give an ``asyncio.Event`` that is set whenever something happens to ``key``: a uuid, ``of_project`` or ``EVERY``."""
         waiter = asyncio.Event()
         self._waiting[key].add(waiter)
         try:

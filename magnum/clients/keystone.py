@@ -4,13 +4,16 @@ What is added here is memory: a token that was found good is known until it
 expires, asked for again every ``[api] token_recheck`` seconds (so that a
 revocation counts), and asked for once however many requests bring it at the
 same time. While Keystone is away, known tokens go on and new ones are
-Unavailable: never refused, never let through.
+Unavailable: never refused, never let through. Tokens that nobody knows wait in a
+queue with an end, apart from the others: whoever makes them up by the thousand
+holds up strangers alone, and not for long.
 
 Who calls: ``api.auth``. Blocking work runs in threads; keystonemiddleware and
 what it imports are loaded by the first ``Validator`` alone.
 """
 
 import asyncio
+import concurrent.futures
 import datetime
 import hashlib
 import time
@@ -28,6 +31,10 @@ MAX_KNOWN = 50_000
 """Tokens remembered; the oldest go first."""
 PATIENCE = 1.0
 """Seconds that a request with a known token waits for Keystone's word on it; the word counts for the next one then."""
+THREADS = 8
+"""Tokens that Keystone is asked about at once: so many new ones, and so many known ones beside them."""
+MAX_STRANGERS = 100
+"""New tokens that wait for Keystone's word at most."""
 AWAY_SECONDS = 5.0
 """Until a known token is asked for again while Keystone is away."""
 RETRIES, CONNECT_SECONDS = 1, 5
@@ -103,7 +110,14 @@ class Validator:
         self.uri = conf.keystone_authtoken.www_authenticate_uri or conf.keystone_authtoken.auth_url or ""
         self.known: dict[bytes, _Known] = {}
         self.asking: dict[bytes, asyncio.Task[Identity]] = {}
+        self.strangers = 0
+        self._lanes = [concurrent.futures.ThreadPoolExecutor(THREADS, name) for name in ("new-tokens", "known-tokens")]
         self.problem = "ok"
+
+    def close(self) -> None:
+        """Ask Keystone no more."""
+        for lane in self._lanes:
+            lane.shutdown(wait=False, cancel_futures=True)
 
     @property
     def challenge(self) -> str:
@@ -117,7 +131,7 @@ class Validator:
         ``[keystone_authtoken] service_token_roles``) lets an expired token
         count, as a service that works on for its user needs.
         Raises Unauthenticated (revoked, expired, malformed, of a domain that is
-        not allowed, outside its access rules), Unavailable (Keystone is away).
+        not allowed, outside its access rules), Unavailable (Keystone is away, or too many new tokens wait for its word).
         """
         if service_token:
             service = await self._identity(service_token, allow_expired=False)
@@ -150,9 +164,12 @@ class Validator:
                 return known.identity
         task = self.asking.get(key)
         if task is None:
+            if known is None and self.strangers >= MAX_STRANGERS:
+                raise errors.Unavailable(f"{self.strangers} new tokens wait to be validated already", retry_after=1)
+            self.strangers += known is None
             task = asyncio.create_task(self._ask(key, token, allow_expired))
             self.asking[key] = task
-            task.add_done_callback(lambda done: self._answered(key, done))
+            task.add_done_callback(lambda done: self._answered(key, done, known is None))
         if known is None:
             # shielded: others wait for the same answer, whatever becomes of this request
             return await asyncio.shield(task)
@@ -165,14 +182,16 @@ class Validator:
         except errors.Unavailable:
             return known.identity
 
-    def _answered(self, key: bytes, task: asyncio.Task[Identity]) -> None:
+    def _answered(self, key: bytes, task: asyncio.Task[Identity], stranger: bool) -> None:
         del self.asking[key]
+        self.strangers -= stranger
         if not task.cancelled():
             task.exception()  # seen, even if every asker has gone
 
     async def _ask(self, key: bytes, token: str, allow_expired: bool) -> Identity:
         try:
-            identity = await asyncio.to_thread(self._fetch, token, allow_expired)
+            lane = self._lanes[key in self.known]
+            identity = await asyncio.get_running_loop().run_in_executor(lane, self._fetch, token, allow_expired)
         except errors.Unauthenticated:
             self.known.pop(key, None)
             raise

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import collections.abc
 import io
+import resource
 import signal
 import sys
 from typing import Protocol
@@ -63,6 +64,9 @@ def run(conf: cfg.ConfigOpts, name: str, parts: Parts) -> int:
 
     ``parts`` makes its parts, within the loop; they are started in order and closed in the opposite one.
     """
+    # connections and streams need one each, and the usual soft limit is for programs that use select(2)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         tracing.setup(conf, name)
         uvloop.run(_live(name, parts))

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import http.client
 import json
+import resource
 import socket
 
+import psutil
 import pytest
 import websockets
 
@@ -220,17 +222,43 @@ async def test_sockets_are_abused_in_vain(cloud, talker):
     until(lambda: b" cat" not in json.dumps(cloud.request("GET", f"/v1/containers/{talker['uuid']}/top")[1]).encode())
 
 
-def test_more_streams_than_a_process_takes_are_refused(cloud):
-    with cloud.another_api("streams", {"api": {"max_streams": 200}}) as (port, _):
-        held, codes = [], []
+@pytest.mark.timeout(300)
+async def test_ten_thousand_streams_and_no_more(cloud, capsys):
+    """As many as configured are open, each is told what happens, others are served as ever, and one more is refused."""
+    most, more = 10_000, 20
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, 2 * most), max(hard, 2 * most)))
+    with cloud.another_api("streams", {"api": {"max_streams": most}}) as (port, process):
+        idle = psutil.Process(process.pid).memory_info().rss
+        held, few = [], asyncio.Semaphore(50)
+
+        async def follow():
+            async with few:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                held.append(writer)
+                writer.write(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+                status = int((await reader.readline()).split(b" ")[1])
+                if status == 200:
+                    await reader.readuntil(b": following\n\n")
+            return status, reader
+
+        async def told(reader, uuid):
+            while uuid not in await reader.readline():
+                pass
+
         try:
-            for _ in range(220):
-                connection = socket.create_connection(("127.0.0.1", port), timeout=30)
-                held.append(connection)
-                connection.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
-                codes.append(int(connection.recv(64).split(b" ")[1]))
+            opened = [await each for each in asyncio.as_completed([follow() for _ in range(most)])]
+            assert {status for status, _ in opened} == {200}
+            refused = await asyncio.gather(*(follow() for _ in range(more)))
+            assert [status for status, _ in refused] == [429] * more
+            full = psutil.Process(process.pid).memory_info().rss
+            status, made = await asyncio.to_thread(cloud.at(port), "POST", "/v1/baymodels", {"name": "streamed"})
+            assert status == 201, made
+            await asyncio.gather(*(told(reader, made["uuid"].encode()) for _, reader in opened))
+            assert (await asyncio.to_thread(cloud.at(port), "DELETE", "/v1/baymodels/streamed"))[0] == 204
         finally:
-            for connection in held:
-                connection.close()
-        assert codes == [200] * 200 + [429] * 20
-        until(lambda: _raw(port, b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n") == 200)
+            for writer in held:
+                writer.close()
+        with capsys.disabled():
+            print(f"\n{most} streams: {idle / 1e6:.0f} MB without, {full / 1e6:.0f} MB with them")
+        await asyncio.to_thread(until, lambda: _raw(port, b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n") == 200)

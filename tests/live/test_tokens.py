@@ -127,6 +127,32 @@ def test_a_token_that_many_bring_at_once_is_validated_once(guarded, identity):
         assert front.asked("GET /v3/auth/tokens") - before == 2
 
 
+def test_tokens_that_are_made_up_hold_up_nobody_who_is_known(guarded, identity):
+    """However many wait for a Keystone that says nothing, known tokens go on and the rest is told to come again."""
+    with (
+        identity.front("flooded") as front,
+        guarded.another_api(
+            "flooded", {"api": {"token_recheck": 1}, "keystone_authtoken": keystone_authtoken(front)}
+        ) as (port, _),
+        concurrent.futures.ThreadPoolExecutor(130) as pool,
+    ):
+        known = identity.token("alpha-reader")
+        assert ask(port, known)[0] == 200
+        front.pause()
+        try:
+            flood = [pool.submit(ask, port, f"gAAAAAB{secrets.token_urlsafe(130)}") for _ in range(130)]
+            # those for which there is no room are told at once, while the others wait
+            refused = until(lambda: len(done := [f.result() for f in flood if f.done()]) >= 30 and done)
+            for status, headers, body in refused:
+                assert (status, headers["Retry-After"]) == (503, "1"), body
+                assert "wait to be validated" in body["errors"][0]["detail"]
+            assert {ask(port, known)[0] for _ in range(3)} == {200}
+        finally:
+            front.pause(paused=False)
+        assert {f.result()[0] for f in flood} <= {401, 503}
+        until(lambda: ask(port, identity.token("beta-reader"))[0] == 200)
+
+
 def test_apis_share_validations_over_memcached(guarded, identity):
     memcached.install()
     with base.lock(base.FOLDER / "lock"):

@@ -1,0 +1,140 @@
+"""A container's create, start and delete, beside the very same container by the Docker API: one at a time, and eight at once.
+
+Three programs over RabbitMQ and PostgreSQL, and magnum-standalone, each on one host. Docker is given what Magnum gave it:
+the configuration of a container that Magnum made, names and labels aside.
+"""
+
+import asyncio
+import collections.abc
+import json
+import pathlib
+import subprocess
+import tempfile
+import time
+import uuid
+
+from benchmarks import asking, table
+from magnum.clients import docker as client
+from testbed import base, docker, images, postgresql, rabbitmq
+from tests.conftest import Host, hosts
+from tests.deployment import BIN, Deployment, until
+
+NEEDS = (docker, postgresql, rabbitmq)
+AT_ONCE = 8
+COMMAND = ["sleep", "1000"]
+BODY = {"bay_uuid": "bench", "image": images.DEMO, "command": COMMAND, "start": True, "stop_timeout": 0}
+PEER = "the same by the Docker API"
+
+
+class Standalone(Deployment):
+    """The same questions, asked of magnum-standalone."""
+
+    def __init__(self, folder: pathlib.Path, host: Host) -> None:
+        self.folder, self.hosts, self.processes = folder, {}, {}
+        (self.port,) = base.free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        (folder / "magnum.conf").write_text(
+            f"[DEFAULT]\ndeployment = bench-{uuid.uuid4().hex[:8]}\n"
+            f"[docker]\npause_image = {images.PAUSE}\npause_command = {','.join(images.PAUSE_COMMAND)}\n"
+        )
+        self.argv = [
+            str(BIN / "magnum-standalone"), f"--port={self.port}", f"--state-dir={folder / 'state'}",
+            f"--docker={host.url}", f"--config-file={folder / 'magnum.conf'}",
+        ]  # fmt: skip
+
+    def start(self) -> float:
+        """Start; return the seconds until a request was answered."""
+        started = time.monotonic()
+        with open(self.folder / "standalone.log", "ab") as out:
+            self.processes["standalone"] = subprocess.Popen(self.argv, stdout=out, stderr=out)
+        until(lambda: self.request("GET", "/v1/bays")[0] == 200)
+        seconds = time.monotonic() - started
+        until(lambda: self.request("GET", "/healthcheck")[0] == 200)
+        return seconds
+
+
+def bay(cloud: Deployment) -> dict[str, object]:
+    """Have the bay ``bench``; return it."""
+    cloud.request("POST", "/v1/baymodels", {"name": "bench"})
+    status, made = cloud.request("POST", "/v1/bays?wait=60", {"name": "bench", "baymodel_id": "bench"})
+    assert status == 201, made
+    return made
+
+
+async def twin(engine: client.Client, ident: str) -> dict[str, object]:
+    """Return what the Docker API is to be sent to have another container like one that Magnum made."""
+    found = await engine.request("GET", f"/containers/{ident}/json", into=dict)
+    config, host = found["Config"], found["HostConfig"]
+    return {
+        **{key: config[key] for key in ("Image", "Cmd", "Env", "StopTimeout") if config.get(key) is not None},
+        "HostConfig": {key: value for key, value in host.items() if value not in (None, [], {}, "", 0, False)},
+        "NetworkingConfig": {"EndpointsConfig": {name: {} for name in found["NetworkSettings"]["Networks"]}},
+    }
+
+
+Turn = collections.abc.Callable[[], collections.abc.Awaitable[float]]
+"""Creates, starts and deletes one container; returns the seconds of the create with its start."""
+
+
+async def _measure(cloud: Deployment, host: Host, title: str, reach: str, rounds: int) -> list[table.Row]:
+    engine = client.Client(host.url)
+    async with asking.session(cloud.url) as session:
+        made = json.loads(await asking.send(session, "POST", "/v1/containers?wait=60", BODY))
+        config = await twin(engine, f"magnum-{made['uuid']}")
+        await asking.send(session, "DELETE", f"/v1/containers/{made['uuid']}?wait=60", status=204)
+
+        async def ours() -> float:
+            began = time.perf_counter()
+            made = json.loads(await asking.send(session, "POST", "/v1/containers?wait=60", BODY))
+            took = time.perf_counter() - began
+            assert made["status"] == "Running", made
+            await asking.send(session, "DELETE", f"/v1/containers/{made['uuid']}?wait=60", status=204)
+            return took
+
+        async def theirs() -> float:
+            began = time.perf_counter()
+            ident = (await engine.request("POST", "/containers/create", body=config, into=dict))["Id"]
+            await engine.request("POST", f"/containers/{ident}/start")
+            took = time.perf_counter() - began
+            await engine.request("DELETE", f"/containers/{ident}?force=1")
+            return took
+
+        whole: dict[str, list[float]] = {"ours": [], "theirs": []}
+        creates: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for number in range(rounds):
+            sides: list[tuple[str, Turn]] = [("ours", ours), ("theirs", theirs)]
+            for name, turn in sides if number % 2 else reversed(sides):
+                began = time.perf_counter()
+                creates[name].append(await turn())
+                whole[name].append(time.perf_counter() - began)
+        deletes = {name: [w - c for w, c in zip(whole[name], creates[name], strict=True)] for name in whole}
+        rates: dict[str, list[asking.Load]] = {"ours": [], "theirs": []}
+        for name, turn in (("ours", ours), ("theirs", theirs)) * 3:
+            rates[name].append(await asking.at_once(lambda number, turn=turn: turn(), AT_ONCE, rounds / 6, []))
+    await engine.close()
+    return [
+        table.medians(f"{title}: create + start + delete", "ms", whole["ours"], whole["theirs"], PEER, reach, 1000),
+        table.medians(f"{title}: create + start alone", "ms", creates["ours"], creates["theirs"], PEER, scale=1000),
+        table.medians(f"{title}: delete alone", "ms", deletes["ours"], deletes["theirs"], PEER, scale=1000),
+        table.rates(f"{title}: create + start + delete, {AT_ONCE} at once", rates["ours"], rates["theirs"], PEER,
+                    ">= 0.95" if title == "three programs" else ""),
+    ]  # fmt: skip
+
+
+def measure(seconds: float) -> list[table.Row]:
+    """Return the rows; ``seconds``: about as many turns of each pair."""
+    host = hosts()[0]
+    rows = []
+    for title, reach in (("three programs", "<= 1.10"), ("standalone", "<= 1.05")):
+        with tempfile.TemporaryDirectory() as folder:
+            where = pathlib.Path(folder)
+            cloud = Standalone(where, host) if title == "standalone" else Deployment(f"bench-{base.TAG}", where, [host])
+            cloud.start()
+            try:
+                cloud.ready() if title != "standalone" else None
+                bay(cloud)
+                rows += asyncio.run(_measure(cloud, host, title, reach, max(int(seconds), 6)))
+                cloud.request("DELETE", "/v1/bays/bench?wait=60")
+            finally:
+                cloud.stop() if title != "standalone" else cloud.kill("standalone", 15)
+    return rows

@@ -1,0 +1,127 @@
+"""A thousand hosts that beat, and two hundred changes a second: what the conductor needs, and how far behind it is.
+
+The backends are simulated: one process beats and reports for all of them over the real RabbitMQ, as a backend does, and
+hears the conductor's broadcasts, by which the lag of each report is known.
+"""
+
+import asyncio
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+import msgspec
+
+from benchmarks import asking, containers, filling, table
+from magnum import context as contexts
+from magnum.objects import base as objects
+from magnum.objects import host
+from magnum.rpc import base as rpc
+from magnum.rpc import conductor, transports
+from testbed import base, docker, images, postgresql, rabbitmq
+from tests.conftest import hosts
+from tests.deployment import Deployment
+
+NEEDS = (docker, postgresql, rabbitmq)
+HOSTS, EVERY, CHANGES = 1000, 2.0, 200
+WARM = 5.0
+"""Seconds before anything counts."""
+
+
+async def _simulate(url: str, uuids: list[str], seconds: float) -> dict[str, object]:
+    """Beat and report as every host; return seconds of each report's lag, and how many beats and reports there were."""
+    transport = transports.open(url, name="fleet")
+    await transport.start()
+    asks = rpc.client(conductor.Conductor, transport, conductor.TOPIC)
+    decode = msgspec.msgpack.Decoder(objects.Event).decode
+    sent: dict[tuple[str, str], float] = {}
+    lags: list[float] = []
+    began = time.monotonic()
+    counts = {"beats": 0, "reports": 0, "late": 0}
+
+    async def heard(body: bytes) -> None:
+        event = decode(body)
+        at = sent.pop((event.uuid, event.to_status), None)
+        if at is not None and at > began + WARM:
+            lags.append(time.monotonic() - at)
+
+    await transport.subscribe(conductor.EVENTS, heard)
+    facts = host.Facts(engines={"docker": "26.1.5"}, cpus=8, memory=32 * 2**30, disk=2**40, address="192.0.2.1")
+    end = began + seconds + WARM
+
+    async def beats(number: int) -> None:
+        name, epoch = f"h{number}", 0
+        await asyncio.sleep(random.random() * EVERY)
+        while time.monotonic() < end:
+            beat = host.Beat(binary="magnum-backend", host=name, epoch=epoch, facts=facts)
+            epoch = await asks.beat(contexts.service(name).within(30), beat)
+            counts["beats"] += 1
+            await asyncio.sleep(EVERY)
+
+    async def report(number: int) -> None:
+        place = number % HOSTS
+        status = "Stopped" if number // HOSTS % 2 == 0 else "Running"
+        sent[uuids[place], status] = time.monotonic()
+        one = objects.Report(kind="container", uuid=uuids[place], generation=1, sequence=number + 2, status=status)
+        await asks.report(contexts.service(f"h{place}").within(30), [one])
+        counts["reports"] += 1
+
+    beating = [asyncio.create_task(beats(number)) for number in range(HOSTS)]
+    await asyncio.sleep(WARM / 2)
+    tasks: set[asyncio.Task[None]] = set()
+    number = 0
+    started = time.monotonic()
+    while (now := time.monotonic()) < end:
+        while number < (now - started) * CHANGES:
+            task = asyncio.create_task(report(number))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            number += 1
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*tasks, *beating)
+    await asyncio.sleep(2)
+    await transport.close()
+    return {"lags": lags, "lost": len(sent), **counts}
+
+
+def measure(seconds: float) -> list[table.Row]:
+    """Return the rows; ``seconds``: how long hosts beat and change, after a few to begin with."""
+    seconds = max(seconds, 15)
+    with tempfile.TemporaryDirectory() as folder:
+        cloud = Deployment(f"fleet-{base.TAG}", pathlib.Path(folder), hosts()[:1], {"backend": {"down_after": 30}})
+        cloud.start()
+        try:
+            cloud.ready()
+            containers.bay(cloud)
+            assert (
+                cloud.request("POST", "/v1/containers?wait=60", {"bay_uuid": "bench", "image": images.DEMO})[0] == 201
+            )
+            database = cloud.settings["database"]["connection"]
+            uuids = asyncio.run(filling.fill(database, HOSTS, 1, [f"h{number}" for number in range(HOSTS)]))
+            argv = [sys.executable, "-m", "benchmarks.fleet", str(seconds)]
+            process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            words = msgspec.json.encode([cloud.settings["DEFAULT"]["transport_url"], uuids])
+            pid = [cloud.processes["conductor"].pid]
+            before, began = asking.processor_seconds(pid), time.monotonic()
+            out, _ = process.communicate(words)
+            used, took = asking.processor_seconds(pid) - before, time.monotonic() - began
+            found = msgspec.json.decode(out)
+            asyncio.run(filling.empty(database))
+            cloud.request("DELETE", "/v1/bays/bench?wait=60")
+        finally:
+            cloud.stop()
+    lags = [lag * 1000 for lag in found["lags"]]
+    assert lags and not found["lost"], found["lost"]
+    what = f"{HOSTS:,} hosts beating each {EVERY:g} s, {CHANGES} changes/s"
+    return [
+        table.Row(what=f"{what}: lag of a change, p99", unit="ms", ours=table.quantile(lags, 0.99), reach="<= 1000",
+                  note=f"{table.spread(lags)}; {found['beats']:,} beats, {found['reports']:,} reports"),
+        table.Row(what=f"{what}: the conductor's processor", unit="cores", ours=used / took, reach="<= 1"),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    url, uuids = msgspec.json.decode(sys.stdin.buffer.read(), type=tuple[str, list[str]])
+    sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(_simulate(url, uuids, float(sys.argv[1])))))
