@@ -150,6 +150,12 @@ def gets(enter, ip, port=80):
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def unused(*tenants):
+    """Return an address of the networks that bays have which no port of these tenants has: Neutron gives them at random."""
+    taken = {ip["ip_address"] for one in tenants for port in one.ports() for ip in port["fixed_ips"]}
+    return next(address for number in range(254, 1, -1) if (address := f"10.244.0.{number}") not in taken)
+
+
 def leftovers(cloud):
     """Return everything of a deployment that is still anywhere: in Neutron, Open vSwitch, the kernel and the engines."""
     found = []

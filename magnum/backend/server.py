@@ -388,12 +388,12 @@ class Server(backend_rpc.Backend):
     async def _judge(self, engine: engines.Engine, strangers: list[engines.Seen]) -> None:
         """Remove what the log knows to be deleted or moved; leave, and name, what nothing is known of."""
         asked = [one for one in strangers if one.uuid not in self._works or not self._works[one.uuid].busy]
-        self._orphans[engine.name] = []
-        if not asked:
-            return
-        verdicts = await self.conductor.judge(
-            contexts.service(self.host).within(CALL_SECONDS), [one.uuid for one in asked]
-        )
+        orphans: list[host.Orphan] = []
+        verdicts: dict[str, str] = {}
+        if asked:
+            verdicts = await self.conductor.judge(
+                contexts.service(self.host).within(CALL_SECONDS), [one.uuid for one in asked]
+            )
         for one in asked:
             verdict = verdicts.get(one.uuid)
             if verdict == "moved" and engine.shared:
@@ -415,5 +415,7 @@ class Server(backend_rpc.Backend):
                     self._whole = True
                     self._say(one.uuid, left.reason or "something of it is left")
             elif verdict == "unknown":
-                self._orphans[engine.name].append(one)
+                orphans.append(one)
                 self._say(f"a word on orphan {one.kind} {one.uuid}", "nothing is known of it; adopt or remove it")
+        # at once: a beat in between would tell of some alone
+        self._orphans[engine.name] = orphans

@@ -16,7 +16,7 @@ import pytest
 from testbed import base, images, kubernetes
 from tests.deployment import until
 from tests.live.conftest import running, servers
-from tests.tenants import SERVE, Machine, PodOfCluster, Tenant, gets, leftovers, on_neutron
+from tests.tenants import SERVE, Machine, PodOfCluster, Tenant, gets, leftovers, on_neutron, unused
 
 PLUGIN = pathlib.Path(sys.executable).parent / "magnum-cni"
 LABEL = "org.openstack.magnum."
@@ -146,9 +146,9 @@ def test_pods_of_one_tenant_reach_each_other_and_no_pod_of_another(pods):
         assert (one.gets(ip) or "").startswith(one.made["name"][0])
 
 
-def test_no_pod_takes_an_address_that_is_not_its_own(alpha, pods):
+def test_no_pod_takes_an_address_that_is_not_its_own(alpha, beta, pods):
     a0, a1, b0, b1 = (pods[name] for name in ("a0", "a1", "b0", "b1"))
-    stolen = "10.244.0.254"
+    stolen = unused(alpha, beta)
     for thief, target in ((a0, a1), (b0, b1)):
         thief.run("ip", "address", "add", f"{stolen}/24", "dev", "eth0")
         assert thief.pings(target.ip) and not thief.pings(target.ip, stolen) and not target.arps(stolen)
@@ -191,10 +191,9 @@ def test_networks_of_ones_choice_also_for_pods_made_with_kubectl(alpha, beta, ou
     subnet = alpha.made(
         "subnet", {"network_id": network["id"], "ip_version": 4, "cidr": "10.9.0.0/24", "enable_dhcp": False}
     )
-    two = alpha.running(
-        ours, "two", networks=[{"fixed_ip": "10.244.0.200"}, {"network": "backstage", "fixed_ip": "10.9.0.7"}]
-    )
-    assert two.ip == "10.244.0.200" and pods["a0"].gets(two.ip) == "two"
+    free = unused(alpha, beta)
+    two = alpha.running(ours, "two", networks=[{"fixed_ip": free}, {"network": "backstage", "fixed_ip": "10.9.0.7"}])
+    assert two.ip == free and pods["a0"].gets(two.ip) == "two"
     manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own", "annotations": {
         LABEL + "networks": '[{"network": "backstage"}]'}}, "spec": {"terminationGracePeriodSeconds": 0, "containers": [
             {"name": "web", "image": images.DEMO, "command": ["sleep", "300"], "imagePullPolicy": "Never"}]}}  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from testbed import base
 from tests.deployment import until
 from tests.live.conftest import running, servers
-from tests.tenants import SERVE, Machine, Tenant, gets, leftovers, on_neutron
+from tests.tenants import SERVE, Machine, Tenant, gets, leftovers, on_neutron, unused
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,9 @@ def test_one_tenant_reaches_itself_on_both_hosts_and_no_other_tenant(machines):
     assert found == [(False, False, None)] * len(tries) and tries
 
 
-def test_no_tenant_takes_an_address_that_is_not_its_own(alpha, machines):
+def test_no_tenant_takes_an_address_that_is_not_its_own(alpha, beta, machines):
     one, near, _, theirs = _pairs(machines)
-    stolen = "10.244.0.254"
+    stolen = unused(alpha, beta)
     for thief, target in ((one, near), (theirs[0], theirs[1])):
         thief.run("ip", "address", "add", f"{stolen}/24", "dev", "eth0")
         assert thief.pings(target.ip) and not thief.pings(target.ip, stolen)
@@ -170,9 +170,10 @@ def test_several_networks_and_addresses_of_ones_choice(wired, alpha, beta, ours,
     subnet = alpha.made(
         "subnet", {"network_id": network["id"], "ip_version": 4, "cidr": "10.9.0.0/24", "enable_dhcp": False}
     )
-    asked = [{"fixed_ip": "10.244.0.200"}, {"network": "backstage", "subnet": subnet["id"], "fixed_ip": "10.9.0.7"}]
+    free = unused(alpha, beta)
+    asked = [{"fixed_ip": free}, {"network": "backstage", "subnet": subnet["id"], "fixed_ip": "10.9.0.7"}]
     made = alpha.container(ours, "two", image, networks=asked)
-    assert made["addresses"] == {"magnum-ours": ["10.244.0.200"], "backstage": ["10.9.0.7"]}
+    assert made["addresses"] == {"magnum-ours": [free], "backstage": ["10.9.0.7"]}
     two = Machine(wired, made)
     other = Machine(wired, alpha.container(ours, "other", image, networks=[{"network": network["id"]}]))
     group = next(g["id"] for g in alpha.neutron("GET", "/security-groups?name=default")["security_groups"])
@@ -184,7 +185,7 @@ def test_several_networks_and_addresses_of_ones_choice(wired, alpha, beta, ours,
     for tenant, bay, wish, words in (
         (beta, None, {"network": network["id"]}, "networks[0].network: there is no network"),
         (alpha, ours, {"network": "nowhere"}, "networks[0].network: there is no network 'nowhere'"),
-        (alpha, ours, {"fixed_ip": "10.244.0.200"}, "10.244.0.200"),
+        (alpha, ours, {"fixed_ip": free}, free),
         (alpha, ours, {"fixed_ip": "192.0.2.1"}, "networks[0].fixed_ip: is in no subnet of magnum-ours"),
         (
             alpha,

@@ -53,7 +53,16 @@ def _pods(cloud, bay):
 
 
 def _gone(cloud, kind, uuid):
-    until(lambda: cloud.request("GET", f"/v1/{kind}/{uuid}")[0] == 404)
+    shown = []
+
+    def gone():
+        shown[:] = [cloud.request("GET", f"/v1/{kind}/{uuid}")]
+        return shown[0][0] == 404
+
+    try:
+        until(gone)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {shown}") from None
 
 
 def test_the_client_walks_pods_services_and_controllers(cloud, bay, says):
