@@ -2,7 +2,10 @@
 
 An anchor is a small container of the operator's on the bay's network, one a host.
 It keeps this host's share of the overlay up (Docker takes it down with the last
-container, and what starts meanwhile can be stuck for ever), and its network
+container, and what starts meanwhile can be stuck for ever). Docker is not to start it
+again by itself: an engine that does so before its swarm is back fails, and leaves an
+attachment behind (a task of the swarm) that keeps the network from ever being removed.
+So the backend looks whether it runs. Its network
 namespace is where this host's containers of the bay find the virtual addresses
 of services: an overlay answers address look-ups on the host that asks, so every
 host's anchor has them all.
@@ -130,6 +133,14 @@ async def remove(client: docker.Client, bay: str, *, name: str, whole: bool = Tr
     return None
 
 
+async def anchored(client: docker.Client, bay: str) -> bool:
+    """Say whether this host's anchor runs. Raises Unavailable."""
+    try:
+        return (await client.inspect(anchor_name(bay))).state.status == "running"
+    except errors.NotFound:
+        return False
+
+
 async def _manages(client: docker.Client) -> bool:
     swarm = (await client.info()).swarm or {}
     return bool(swarm.get("ControlAvailable"))
@@ -160,7 +171,7 @@ async def _anchor(
     config: dict[str, Any] = {
         "Image": image, "Labels": labels | {ROLE: ANCHOR}, "Hostname": "anchor",
         "HostConfig": {
-            "NetworkMode": name, "RestartPolicy": {"Name": "always"}, "ReadonlyRootfs": True, "CapDrop": ["ALL"],
+            "NetworkMode": name, "RestartPolicy": {"Name": "no"}, "ReadonlyRootfs": True, "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"], "PidsLimit": 16, "Memory": 16 * 1024 * 1024,
         },
     }  # fmt: skip

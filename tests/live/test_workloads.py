@@ -169,10 +169,14 @@ def test_no_request_fails_while_pods_are_replaced(cloud, bay):
 def three(cloud, docker_hosts):
     """A bay on all three hosts, in a swarm that the backends form; the hosts are in none before and after."""
 
+    def left(host):
+        done = subprocess.run(["docker", "-H", host.url, "swarm", "leave", "-f"], capture_output=True, text=True)
+        return not done.returncode or "not part of a swarm" in done.stderr or print(host.name, done.stderr)
+
     def leave():
         for host in docker_hosts:
-            done = subprocess.run(["docker", "-H", host.url, "swarm", "leave", "-f"], capture_output=True, text=True)
-            assert not done.returncode or "not part of a swarm" in done.stderr, done.stderr
+            # a busy engine may give its swarm up at the second time only
+            until(lambda host=host: left(host))
         (cloud.folder / "swarm-tokens").unlink(missing_ok=True)
 
     leave()
@@ -189,6 +193,7 @@ def three(cloud, docker_hosts):
     leave()
 
 
+@pytest.mark.timeout(400)
 def test_the_guestbook_outlives_a_host(cloud, docker_hosts, three):
     guestbook.create(cloud, "guests")
     began = time.monotonic()
@@ -228,6 +233,10 @@ def test_the_guestbook_outlives_a_host(cloud, docker_hosts, three):
     cloud.start(lost)
     cloud.ready()
     until(lambda: not any(cloud.engine_objects(uuid) for uuid in lost_pods))
+    # its part of the network, too, by the backend and not by an engine whose swarm is away
+    argv = ["docker", "-H", lost_host.url, "inspect", "-f", "{{.State.Status}} {{.HostConfig.RestartPolicy.Name}}",
+            f"magnum-anchor-{three['uuid']}"]  # fmt: skip
+    until(lambda: base.run(*argv, check=False).stdout.strip() == "running no")
     until(lambda: len(_pods(cloud, "guests")) == 6)
     for kind in ("rcs", "services", "containers"):
         for each in cloud.request("GET", f"/v1/{kind}?bay=guests")[1][kind]:

@@ -12,7 +12,7 @@ from magnum.clients import docker as client_docker
 from magnum.engines import base
 from magnum.engines.docker import images, wiring
 from magnum.networks import docker as networks
-from magnum.networks import names, neutron
+from magnum.networks import names, neutron, overlay
 from magnum.objects import bay as bays
 
 RETRY_SECONDS = 10.0
@@ -77,6 +77,9 @@ class Bay(base.Driver):
             if facts is not None:
                 return base.Outcome(status=f"{verb}_COMPLETE", state=await self._state(facts.net.name, facts.cidr))
             return base.Outcome(status=item.status, reason=item.status_reason, pending=True, retry_after=0.0)
+        if bays.spans(item.spec) and not await overlay.anchored(self._client, item.uuid):
+            reason = "this host's part of the bay's network is down"
+            return base.Outcome(status=item.status, reason=reason, pending=True, retry_after=0.0)
         found = await self._client.networks(self._marks(item.uuid))
         if found:
             subnet = next((s.subnet for s in found[0].ipam.config or [] if s.subnet), "")
