@@ -9,9 +9,6 @@ import time
 import aiohttp
 import psutil
 
-Ask = collections.abc.Callable[[aiohttp.ClientSession, int], collections.abc.Awaitable[None]]
-"""Asks once; gets the number of the turn."""
-
 
 @contextlib.asynccontextmanager
 async def session(

@@ -3,12 +3,9 @@
 import asyncio
 import itertools
 import json
-import pathlib
-import tempfile
 
-from benchmarks import asking, containers, floor, table
-from testbed import base, docker, images, postgresql, rabbitmq
-from tests.conftest import hosts
+from benchmarks import asking, deployments, floor, table
+from testbed import docker, images, postgresql, rabbitmq
 from tests.deployment import Deployment
 
 NEEDS = (docker, postgresql, rabbitmq)
@@ -51,18 +48,12 @@ async def _measure(cloud: Deployment, uuid: str, seconds: float) -> list[table.R
 
 def measure(seconds: float) -> list[table.Row]:
     """Return the rows; ``seconds``: how long each side of each is asked."""
-    with tempfile.TemporaryDirectory() as folder:
-        cloud = Deployment(f"calls-{base.TAG}", pathlib.Path(folder), hosts()[:1])
-        cloud.start()
-        try:
-            cloud.ready()
-            containers.bay(cloud)
-            for _ in range(ITEMS):
-                body = {"bay_uuid": "bench", "image": images.DEMO}
-                status, made = cloud.request("POST", "/v1/containers?wait=60", body)
-                assert status == 201, made
-            rows = asyncio.run(_measure(cloud, made["uuid"], seconds))
-            cloud.request("DELETE", "/v1/bays/bench?wait=80")
-        finally:
-            cloud.stop()
+    with deployments.deployed("calls") as cloud:
+        deployments.bay(cloud)
+        for _ in range(ITEMS):
+            body = {"bay_uuid": "bench", "image": images.DEMO}
+            status, made = cloud.request("POST", "/v1/containers?wait=60", body)
+            assert status == 201, made
+        rows = asyncio.run(_measure(cloud, made["uuid"], seconds))
+        cloud.request("DELETE", "/v1/bays/bench?wait=80")
     return rows

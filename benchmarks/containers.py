@@ -7,58 +7,19 @@ the configuration of a container that Magnum made, names and labels aside.
 import asyncio
 import collections.abc
 import json
-import pathlib
-import subprocess
-import tempfile
 import time
-import uuid
 
-from benchmarks import asking, table
+from benchmarks import asking, deployments, table
 from magnum.clients import docker as client
-from testbed import base, docker, images, postgresql, rabbitmq
+from testbed import docker, images, postgresql, rabbitmq
 from tests.conftest import Host, hosts
-from tests.deployment import BIN, Deployment, until
+from tests.deployment import Deployment
 
 NEEDS = (docker, postgresql, rabbitmq)
 AT_ONCE = 8
 COMMAND = ["sleep", "1000"]
 BODY = {"bay_uuid": "bench", "image": images.DEMO, "command": COMMAND, "start": True, "stop_timeout": 0}
 PEER = "the same by the Docker API"
-
-
-class Standalone(Deployment):
-    """The same questions, asked of magnum-standalone."""
-
-    def __init__(self, folder: pathlib.Path, host: Host) -> None:
-        self.folder, self.hosts, self.processes = folder, {}, {}
-        (self.port,) = base.free_ports(1)
-        self.url = f"http://127.0.0.1:{self.port}"
-        (folder / "magnum.conf").write_text(
-            f"[DEFAULT]\ndeployment = bench-{uuid.uuid4().hex[:8]}\n"
-            f"[docker]\npause_image = {images.PAUSE}\npause_command = {','.join(images.PAUSE_COMMAND)}\n"
-        )
-        self.argv = [
-            str(BIN / "magnum-standalone"), f"--port={self.port}", f"--state-dir={folder / 'state'}",
-            f"--docker={host.url}", f"--config-file={folder / 'magnum.conf'}",
-        ]  # fmt: skip
-
-    def start(self) -> float:
-        """Start; return the seconds until a request was answered."""
-        started = time.monotonic()
-        with open(self.folder / "standalone.log", "ab") as out:
-            self.processes["standalone"] = subprocess.Popen(self.argv, stdout=out, stderr=out)
-        until(lambda: self.request("GET", "/v1/bays")[0] == 200)
-        seconds = time.monotonic() - started
-        until(lambda: self.request("GET", "/healthcheck")[0] == 200)
-        return seconds
-
-
-def bay(cloud: Deployment) -> dict[str, object]:
-    """Have the bay ``bench``; return it."""
-    cloud.request("POST", "/v1/baymodels", {"name": "bench"})
-    status, made = cloud.request("POST", "/v1/bays?wait=60", {"name": "bench", "baymodel_id": "bench"})
-    assert status == 201, made
-    return made
 
 
 async def twin(engine: client.Client, ident: str) -> dict[str, object]:
@@ -123,18 +84,12 @@ async def _measure(cloud: Deployment, host: Host, title: str, reach: str, rounds
 
 def measure(seconds: float) -> list[table.Row]:
     """Return the rows; ``seconds``: about as many turns of each pair."""
-    host = hosts()[0]
     rows = []
-    for title, reach in (("three programs", "<= 1.10"), ("standalone", "<= 1.05")):
-        with tempfile.TemporaryDirectory() as folder:
-            where = pathlib.Path(folder)
-            cloud = Standalone(where, host) if title == "standalone" else Deployment(f"bench-{base.TAG}", where, [host])
-            cloud.start()
-            try:
-                cloud.ready() if title != "standalone" else None
-                bay(cloud)
-                rows += asyncio.run(_measure(cloud, host, title, reach, max(int(seconds), 6)))
-                cloud.request("DELETE", "/v1/bays/bench?wait=60")
-            finally:
-                cloud.stop() if title != "standalone" else cloud.kill("standalone", 15)
+    for title, reach, made in (
+        ("three programs", "<= 1.10", deployments.deployed("bench")), ("standalone", "<= 1.05", deployments.standalone()),
+    ):  # fmt: skip
+        with made as cloud:
+            deployments.bay(cloud)
+            rows += asyncio.run(_measure(cloud, hosts()[0], title, reach, max(int(seconds), 6)))
+            cloud.request("DELETE", "/v1/bays/bench?wait=60")
     return rows

@@ -5,24 +5,20 @@ hears the conductor's broadcasts, by which the lag of each report is known.
 """
 
 import asyncio
-import pathlib
 import random
 import subprocess
 import sys
-import tempfile
 import time
 
 import msgspec
 
-from benchmarks import asking, containers, filling, table
+from benchmarks import asking, deployments, filling, table
 from magnum import context as contexts
 from magnum.objects import base as objects
 from magnum.objects import host
 from magnum.rpc import base as rpc
 from magnum.rpc import conductor, transports
-from testbed import base, docker, images, postgresql, rabbitmq
-from tests.conftest import hosts
-from tests.deployment import Deployment
+from testbed import docker, images, postgresql, rabbitmq
 
 NEEDS = (docker, postgresql, rabbitmq)
 HOSTS, EVERY, CHANGES = 1000, 2.0, 200
@@ -89,29 +85,21 @@ async def _simulate(url: str, uuids: list[str], seconds: float) -> dict[str, obj
 def measure(seconds: float) -> list[table.Row]:
     """Return the rows; ``seconds``: how long hosts beat and change, after a few to begin with."""
     seconds = max(seconds, 15)
-    with tempfile.TemporaryDirectory() as folder:
-        cloud = Deployment(f"fleet-{base.TAG}", pathlib.Path(folder), hosts()[:1], {"backend": {"down_after": 30}})
-        cloud.start()
-        try:
-            cloud.ready()
-            containers.bay(cloud)
-            assert (
-                cloud.request("POST", "/v1/containers?wait=60", {"bay_uuid": "bench", "image": images.DEMO})[0] == 201
-            )
-            database = cloud.settings["database"]["connection"]
-            uuids = asyncio.run(filling.fill(database, HOSTS, 1, [f"h{number}" for number in range(HOSTS)]))
-            argv = [sys.executable, "-m", "benchmarks.fleet", str(seconds)]
-            process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            words = msgspec.json.encode([cloud.settings["DEFAULT"]["transport_url"], uuids])
-            pid = [cloud.processes["conductor"].pid]
-            before, began = asking.processor_seconds(pid), time.monotonic()
-            out, _ = process.communicate(words)
-            used, took = asking.processor_seconds(pid) - before, time.monotonic() - began
-            found = msgspec.json.decode(out)
-            asyncio.run(filling.empty(database))
-            cloud.request("DELETE", "/v1/bays/bench?wait=60")
-        finally:
-            cloud.stop()
+    with deployments.deployed("fleet", {"backend": {"down_after": 30}}) as cloud:
+        deployments.bay(cloud)
+        assert cloud.request("POST", "/v1/containers?wait=60", {"bay_uuid": "bench", "image": images.DEMO})[0] == 201
+        database = cloud.settings["database"]["connection"]
+        uuids = asyncio.run(filling.fill(database, HOSTS, 1, [f"h{number}" for number in range(HOSTS)]))
+        argv = [sys.executable, "-m", "benchmarks.fleet", str(seconds)]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        words = msgspec.json.encode([cloud.settings["DEFAULT"]["transport_url"], uuids])
+        pid = [cloud.processes["conductor"].pid]
+        before, began = asking.processor_seconds(pid), time.monotonic()
+        out, _ = process.communicate(words)
+        used, took = asking.processor_seconds(pid) - before, time.monotonic() - began
+        found = msgspec.json.decode(out)
+        asyncio.run(filling.empty(database))
+        cloud.request("DELETE", "/v1/bays/bench?wait=60")
     lags = [lag * 1000 for lag in found["lags"]]
     assert lags and not found["lost"], found["lost"]
     what = f"{HOSTS:,} hosts beating each {EVERY:g} s, {CHANGES} changes/s"

@@ -2,17 +2,13 @@
 
 import asyncio
 import datetime
-import pathlib
-import tempfile
 
 import aiohttp
 import msgspec
 
-from benchmarks import asking, table
+from benchmarks import asking, deployments, table
 from magnum.objects import base as objects
-from testbed import base, docker, postgresql, rabbitmq
-from tests.conftest import hosts
-from tests.deployment import Deployment
+from testbed import docker, postgresql, rabbitmq
 
 NEEDS = (docker, postgresql, rabbitmq)
 FOLLOWERS, CHANGES = 200, 10
@@ -55,14 +51,8 @@ async def _measure(url: str, seconds: float) -> tuple[list[float], int]:
 
 def measure(seconds: float) -> list[table.Row]:
     """Return the row; ``seconds``: how long there are changes."""
-    with tempfile.TemporaryDirectory() as folder:
-        cloud = Deployment(f"followers-{base.TAG}", pathlib.Path(folder), hosts()[:1])
-        cloud.start()
-        try:
-            cloud.ready()
-            lags, count = asyncio.run(_measure(cloud.url, seconds))
-        finally:
-            cloud.stop()
+    with deployments.deployed("followers") as cloud:
+        lags, count = asyncio.run(_measure(cloud.url, seconds))
     assert len(lags) >= FOLLOWERS * count, (len(lags), count)
     found = [lag * 1000 for lag in lags]
     return [table.Row(what=f"event to {FOLLOWERS} followers, {CHANGES} changes/s, p99", unit="ms",

@@ -6,6 +6,7 @@ keypair, and the test bed has neither.
 """
 
 import asyncio
+import collections.abc
 import contextlib
 import json
 import pathlib
@@ -16,10 +17,9 @@ import urllib.request
 
 import psutil
 
-from benchmarks import asking, table
+from benchmarks import asking, deployments, table
 from testbed import base, docker, environments, mariadb, rabbitmq
-from tests.conftest import hosts
-from tests.deployment import Deployment, until
+from tests.deployment import until
 
 NEEDS = (docker, mariadb, rabbitmq)
 ENVIRONMENT = environments.ROOT / ".venv-peer"
@@ -43,7 +43,6 @@ import sys
 from magnum.common import context, service
 service.prepare_service(["fill", "--config-file", sys.argv[1]])
 from magnum import objects
-objects.register_all() if hasattr(objects, "register_all") else None
 asker = context.make_context(project_id="default", user_id="admin")
 for number in range({ITEMS}):
     made = objects.ClusterTemplate(
@@ -58,7 +57,7 @@ print(made.uuid)
 
 
 @contextlib.contextmanager
-def _peer(folder: pathlib.Path):  # type: ignore[no-untyped-def]
+def _peer(folder: pathlib.Path) -> collections.abc.Iterator[tuple[str, str, subprocess.Popen[bytes]]]:
     """Give (its URL, the uuid of a template, its process)."""
     environments.make(ENVIRONMENT, PACKAGES.read_text().split())
     name = f"peer-{base.TAG}"
@@ -150,43 +149,34 @@ def _client(url: str, rounds: int) -> list[float]:
 
 def measure(seconds: float) -> list[table.Row]:
     """Return the rows; ``seconds``: how long each side of each is asked."""
-    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        name = f"beside-{base.TAG}"
-        cloud = Deployment(name, pathlib.Path(first), hosts()[:1],
-                           {"database": {"connection": mariadb.database(name.replace("-", "_"))}})  # fmt: skip
-        cloud.start()
-        try:
-            cloud.ready()
-            for number in range(ITEMS):
-                body = {"name": f"t{number}", "coe": "docker", "labels": {}}
-                status, made = cloud.request("POST", "/v1/clustertemplates", body)
-                assert status == 201, made
-            servers = [base.pid(server) for server in ("mariadb", "rabbitmq")]
-            served = [
-                child.pid
-                for pid in servers
-                if pid
-                for child in [psutil.Process(pid), *psutil.Process(pid).children(True)]
-            ]
-            with _peer(pathlib.Path(second)) as (url, uuid, process):
-                pids = {
-                    "ours": [cloud.processes[n].pid for n in ("api", "conductor")] + served,
-                    "theirs": [process.pid, *served],
-                }
-                rows = asyncio.run(_measure(cloud.url, made["uuid"], url, uuid, pids, seconds / 2))
-                memory = psutil.Process(process.pid).memory_info().rss / 1e6
-                ours = sum(psutil.Process(cloud.processes[n].pid).memory_info().rss for n in ("api", "conductor")) / 1e6
-                rows.append(
-                    table.Row(
-                        what="resident memory, api and conductor beside api",
-                        unit="MB",
-                        ours=ours,
-                        beside=memory,
-                        peer=PEER,
-                    )
+    database = mariadb.database(f"beside_{base.TAG}")
+    more = {"database": {"connection": database}}
+    with deployments.deployed("beside", more) as cloud, tempfile.TemporaryDirectory() as folder:
+        for number in range(ITEMS):
+            body = {"name": f"t{number}", "coe": "docker", "labels": {}}
+            status, made = cloud.request("POST", "/v1/clustertemplates", body)
+            assert status == 201, made
+        servers = [base.pid(server) for server in ("mariadb", "rabbitmq")]
+        served = [
+            child.pid for pid in servers if pid for child in [psutil.Process(pid), *psutil.Process(pid).children(True)]
+        ]
+        with _peer(pathlib.Path(folder)) as (url, uuid, process):
+            pids = {
+                "ours": [cloud.processes[n].pid for n in ("api", "conductor")] + served,
+                "theirs": [process.pid, *served],
+            }
+            rows = asyncio.run(_measure(cloud.url, made["uuid"], url, uuid, pids, seconds / 2))
+            memory = psutil.Process(process.pid).memory_info().rss / 1e6
+            ours = sum(psutil.Process(cloud.processes[n].pid).memory_info().rss for n in ("api", "conductor")) / 1e6
+            rows.append(
+                table.Row(
+                    what="resident memory, api and conductor beside api",
+                    unit="MB",
+                    ours=ours,
+                    beside=memory,
+                    peer=PEER,
                 )
-                mine, other = _client(cloud.url, 5), _client(url, 5)
-                rows.append(table.medians("python-magnumclient's list of 100", "s", mine, other, PEER))
-        finally:
-            cloud.stop()
+            )
+            mine, other = _client(cloud.url, 5), _client(url, 5)
+            rows.append(table.medians("python-magnumclient's list of 100", "s", mine, other, PEER))
     return rows

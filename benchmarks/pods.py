@@ -8,13 +8,11 @@ pair takes turns within one loop.
 
 import asyncio
 import json
-import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 
-from benchmarks import containers, table
+from benchmarks import deployments, table
 from magnum.clients import docker as client
 from testbed import docker, images
 from tests.conftest import Host, hosts
@@ -57,7 +55,7 @@ def _pod(name: str, containers: list[dict[str, object]]) -> dict[str, object]:
 
 
 async def _starts(
-    magnum: containers.Standalone, host: Host, network: str, rounds: int
+    magnum: deployments.Standalone, host: Host, network: str, rounds: int
 ) -> tuple[list[float], list[float]]:
     """Return seconds until two containers run: as a pod by Magnum, and on their own by the Docker API."""
     engine = client.Client(host.url)
@@ -86,7 +84,7 @@ async def _starts(
     return ours, theirs
 
 
-def _path(magnum: containers.Standalone, host: Host, rounds: int) -> dict[str, list[list[float]]]:
+def _path(magnum: deployments.Standalone, host: Host, rounds: int) -> dict[str, list[list[float]]]:
     """Return requests and megabytes a second, by pod and by service, from a container of the bay."""
     serve: dict[str, object] = {"name": "web", "image": images.DEMO, "command": ["sh", "-c", SERVE]}
     status, made = magnum.request("POST", "/v1/pods?wait=60", {"bay_uuid": "bench", "manifest": _pod("web", [serve])})
@@ -127,16 +125,13 @@ def measure(seconds: float) -> list[table.Row]:
     """Return the rows; ``seconds``: about as many turns of each pair."""
     rounds = max(int(seconds), 6)
     host = hosts()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        magnum = containers.Standalone(pathlib.Path(folder), host)
-        magnum.start()
-        bay = containers.bay(magnum)
+    with deployments.standalone() as magnum:
+        bay = deployments.bay(magnum)
         ours, theirs = asyncio.run(_starts(magnum, host, f"magnum-{bay['uuid']}", rounds))
         path = _path(magnum, host, rounds)
         for kind in ("services", "pods", "containers", "bays"):
             for each in magnum.request("GET", f"/v1/{kind}")[1][kind]:
                 magnum.request("DELETE", f"/v1/{kind}/{each['uuid']}?wait=60")
-        magnum.kill("standalone", 15)
     pod = "straight to the pod"
     return [
         table.medians("pod of two containers to Running", "ms", ours, theirs, "the two by the Docker API", "<= 1.15", 1000),

@@ -9,7 +9,7 @@ import time
 
 import psutil
 
-from benchmarks import asking, containers, table
+from benchmarks import asking, containers, deployments, table
 from testbed import base, docker, images, postgresql, rabbitmq
 from tests.conftest import hosts
 from tests.deployment import Deployment, until
@@ -106,7 +106,7 @@ def measure(seconds: float) -> list[table.Row]:
             for name, took in _starts(cloud).items():
                 rows.append(table.Row(what=f"magnum-{name}: start until it does its work", unit="s", ours=took))
             cloud.ready()
-            containers.bay(cloud)
+            deployments.bay(cloud)
             body = {"bay_uuid": "bench", "image": images.DEMO}
             status, made = cloud.request("POST", "/v1/containers?wait=60", body)
             assert status == 201, made

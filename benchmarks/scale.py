@@ -6,12 +6,9 @@ A deployment each, over one RabbitMQ and one PostgreSQL, asked by turns as one p
 import asyncio
 import contextlib
 import json
-import pathlib
-import tempfile
 
-from benchmarks import asking, containers, filling, table
-from testbed import base, docker, images, postgresql, rabbitmq
-from tests.conftest import hosts
+from benchmarks import asking, deployments, filling, table
+from testbed import docker, images, postgresql, rabbitmq
 from tests.deployment import Deployment
 
 NEEDS = (docker, postgresql, rabbitmq)
@@ -56,26 +53,16 @@ async def _measure(clouds: dict[int, Deployment], seconds: float) -> list[table.
 
 def measure(seconds: float) -> list[table.Row]:
     """Return the rows; ``seconds``: how long each question is asked, in all databases together."""
-    host = hosts()[0]
-    clouds = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for size in SIZES:
-                where = pathlib.Path(folder) / str(size)
-                where.mkdir()
-                cloud = clouds[size] = Deployment(f"scale-{size}-{base.TAG}", where, [host])
-                cloud.start()
-                cloud.ready()
-                containers.bay(cloud)
-                body = {"bay_uuid": "bench", "image": images.DEMO}
-                assert cloud.request("POST", "/v1/containers?wait=60", body)[0] == 201
-                # a hundred projects, but the smallest has one: it, too, has a hundred that are asked for
-                asyncio.run(filling.fill(cloud.settings["database"]["connection"], size, 100 if size > 100 else 1))
-            rows = asyncio.run(_measure(clouds, seconds))
-            for cloud in clouds.values():
-                asyncio.run(filling.empty(cloud.settings["database"]["connection"]))
-                cloud.request("DELETE", "/v1/bays/bench?wait=60")
-        finally:
-            for cloud in clouds.values():
-                cloud.stop()
+    with contextlib.ExitStack() as stack:
+        clouds = {size: stack.enter_context(deployments.deployed(f"scale-{size}")) for size in SIZES}
+        for size, cloud in clouds.items():
+            deployments.bay(cloud)
+            body = {"bay_uuid": "bench", "image": images.DEMO}
+            assert cloud.request("POST", "/v1/containers?wait=60", body)[0] == 201
+            # a hundred projects, but the smallest has one: it, too, has a hundred that are asked for
+            asyncio.run(filling.fill(cloud.settings["database"]["connection"], size, 100 if size > 100 else 1))
+        rows = asyncio.run(_measure(clouds, seconds))
+        for cloud in clouds.values():
+            asyncio.run(filling.empty(cloud.settings["database"]["connection"]))
+            cloud.request("DELETE", "/v1/bays/bench?wait=60")
     return rows

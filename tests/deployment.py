@@ -254,41 +254,38 @@ class Deployment:
         return other.request
 
     @contextlib.contextmanager
-    def another_api(self, name, more, *words):
-        """Give (port, process) of one more api, which answers, with ``more`` settings: group → option → value."""
-        (port,) = base.free_ports(1)
-        settings = {group: dict(options) for group, options in more.items()}
-        settings.setdefault("api", {})["port"] = port
+    def _another(self, binary, name, settings, answers, *words):
+        """Give the process of one more program, with ``settings`` over the usual ones, once ``answers()`` is true."""
         self._write(f"{name}.conf", settings)
-        argv = [
-            str(BIN / "magnum-api"),
-            *(w for n in ("magnum", name) for w in ("--config-file", self.folder / f"{n}.conf")),
-        ]
+        files = [w for each in ("magnum", name) for w in ("--config-file", self.folder / f"{each}.conf")]
         with open(self.folder / f"{name}.log", "ab") as out:
-            process = subprocess.Popen([*argv, *words], stdout=out, stderr=out)
+            process = subprocess.Popen([str(BIN / binary), *files, *words], stdout=out, stderr=out)
         try:
-            until(lambda: self.at(port)("GET", "/healthcheck")[0])
-            yield port, process
+            until(answers)
+            yield process
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
 
     @contextlib.contextmanager
+    def another_api(self, name, more, *words):
+        """Give (port, process) of one more api, which answers, with ``more`` settings: group → option → value."""
+        (port,) = base.free_ports(1)
+        settings = {group: dict(options) for group, options in more.items()}
+        settings.setdefault("api", {})["port"] = port
+        answers = self.at(port)
+        with self._another("magnum-api", name, settings, lambda: answers("GET", "/healthcheck")[0], *words) as process:
+            yield port, process
+
     def another_conductor(self):
-        """Have one more conductor, which has beaten by then; give its process."""
+        """Return a context that gives the process of one more conductor, which has beaten by then."""
         name = f"{self.name}-second"
-        self._write(f"{name}.conf", {"DEFAULT": {"host": name, "metrics_port": 0}})
-        argv = [str(BIN / "magnum-conductor"),
-                *(w for n in ("magnum", name) for w in ("--config-file", self.folder / f"{n}.conf"))]  # fmt: skip
-        with open(self.folder / f"{name}.log", "ab") as out:
-            process = subprocess.Popen(argv, stdout=out, stderr=out)
-        try:
-            until(lambda: any(p["host"] == name and p["state"] == "up"
-                              for p in self.request("GET", "/v1/mservices")[1]["mservices"]))  # fmt: skip
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+
+        def beats():
+            programs = self.request("GET", "/v1/mservices")[1]["mservices"]
+            return any(p["host"] == name and p["state"] == "up" for p in programs)
+
+        return self._another("magnum-conductor", name, {"DEFAULT": {"host": name, "metrics_port": 0}}, beats)
 
     def environ(self, project="default"):
         """Return what the command lines need in their environment."""
