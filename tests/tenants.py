@@ -118,6 +118,10 @@ class Machine:
     def gets(self, ip, port=80):
         return gets(self.enter, ip, port)
 
+    def reaches(self, other, port=80):
+        """Whether it is answered by ``other``: rules that name a group learn of a new member a moment after its port is up."""
+        return until(lambda: self.gets(other.ip, port) == other.made["name"], 20)
+
     def pings(self, ip, source=None):
         words = ["-I", source] if source else []
         return self.run("busybox", "ping", "-c", "1", "-W", "1", *words, ip).returncode == 0

@@ -279,13 +279,17 @@ class Server(backend_rpc.Backend):
             await asyncio.sleep(AGAIN)
 
     async def _converge(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = 0.0
         while True:
-            whole, self._whole = self._whole, False
+            # nudges may come for ever, the next whole comparison comes all the same
+            whole, self._whole = self._whole or loop.time() >= due, False
             nudged, self._nudged = self._nudged, set()
             self._woken.clear()
             try:
                 await (self._compare() if whole else self._follow(nudged))
                 if whole:
+                    due = loop.time() + self.conf.backend.resync_interval
                     metrics.COMPARED.set_to_current_time()
             except errors.MagnumError as error:
                 LOG.debug("comparison waits", reason=str(error))
@@ -300,11 +304,9 @@ class Server(backend_rpc.Backend):
                 # an engine was away, or something was left: soon once more
                 await asyncio.sleep(AGAIN)
                 continue
-            try:
-                async with asyncio.timeout(self.conf.backend.resync_interval):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
                     await self._woken.wait()
-            except TimeoutError:
-                self._whole = True
 
     async def _wanted(self, uuids: list[str] | None = None) -> list[Any]:
         return await self.conductor.wanted(contexts.service(self.host).within(CALL_SECONDS * 3), uuids)

@@ -191,8 +191,8 @@ class Work:
         self._waiting = []
 
     def _again(self, seconds: float) -> None:
-        """Have another round later, unless one is wanted before."""
-        if not self._todo:
+        """Have another round that applies later, unless one is wanted before; a look settles nothing that is owed."""
+        if self._todo != "apply":
             self._answer = self._answer or self.item
             loop = asyncio.get_running_loop()
             seconds = max(seconds, 0.05)

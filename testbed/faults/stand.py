@@ -13,6 +13,8 @@ HOSTS = 3
 TENANTS = ("north", "east", "south", "west")
 WATCHER = "watcher"
 DATABASES = {"postgresql": postgresql, "mariadb": mariadb}
+LEAVES = 4
+"""How often an engine is told to leave its swarm."""
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 
@@ -95,7 +97,20 @@ def up(database: str) -> None:
         for component in {postgresql, DATABASES[database]}:
             component.up(0)
     for host in conftest.hosts():
-        base.run("docker", "-H", host.url, "swarm", "leave", "-f", check=False)
+        _leave(host)
+
+
+def _leave(host: conftest.Host) -> None:
+    """Have a host's engine in no swarm: not even in one that it comes back to when it starts. Raises Failed."""
+    for _ in range(LEAVES):
+        left = base.run("docker", "-H", host.url, "swarm", "leave", "-f", check=False)
+        if "not part of a swarm" in left.stderr:
+            return
+        if left.returncode:
+            # it stopped half way: what it has on its disk would be a swarm again
+            docker.stop(host.name)
+            docker.start(host.name)
+    raise base.Failed(f"the engine of {host.name} does not leave its swarm: {left.stderr}")
 
 
 def down() -> None:

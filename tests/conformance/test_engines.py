@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from magnum import config, errors
+from magnum.engines.docker import shims
 from magnum.objects import container as containers
 from testbed import images
 from tests import wanted
@@ -126,6 +127,22 @@ class TestDocker:
         await job.act("start")
         await job.until("Stopped")
         assert job.item.state.started_at != first
+
+    async def test_a_run_that_the_engine_lost_is_ended_and_another_starts_with_its_files(self, docker):
+        bay = await wanted.bay(docker)
+        web = wanted.container(docker, bay, command=("sh", "-c", "echo kept >> /file; cat /file; exec sleep 600"))
+        ident = (await web.apply()).state["engine_id"]
+        other = wanted.container(docker, bay)
+        await other.apply()
+        # what no engine lets one do on purpose is to lose a run; that it is ended without the engine can be shown
+        assert await shims.end(ident)
+        await web.until("Stopped")
+        assert not await shims.end(ident)
+        outcome = await web.act("start")
+        assert (outcome.status, outcome.state["engine_id"]) == ("Running", ident)
+        async with docker.client.logs(ident, tty=False) as log:
+            assert b"".join([part async for _, part in log]).count(b"kept") == 3
+        assert (await other.observe()).status == "Running"
 
     async def test_removed_by_someone_else(self, docker):
         bay = await wanted.bay(docker)

@@ -129,7 +129,7 @@ def test_a_pod_has_a_port_on_the_network_of_its_bay(wired, alpha, ours, pods):
 def test_pods_of_one_tenant_reach_each_other_and_no_pod_of_another(pods):
     a0, a1, b0, b1 = (pods[name] for name in ("a0", "a1", "b0", "b1"))
     for one, other in ((a0, a1), (a1, a0), (b0, b1), (b1, b0)):
-        assert one.gets(other.ip) == other.made["name"] and one.pings(other.ip) and one.arps(other.ip)
+        assert one.reaches(other) and one.pings(other.ip) and one.arps(other.ip)
     mine, others = {a0.ip, a1.ip}, {b0.ip, b1.ip}
     tries = [(one, ip) for one in (b0, b1) for ip in mine - others] + [
         (one, ip) for one in (a0, a1) for ip in others - mine
@@ -193,7 +193,7 @@ def test_networks_of_ones_choice_also_for_pods_made_with_kubectl(alpha, beta, ou
     )
     free = unused(alpha, beta)
     two = alpha.running(ours, "two", networks=[{"fixed_ip": free}, {"network": "backstage", "fixed_ip": "10.9.0.7"}])
-    assert two.ip == free and pods["a0"].gets(two.ip) == "two"
+    assert two.ip == free and pods["a0"].reaches(two)
     manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own", "annotations": {
         LABEL + "networks": '[{"network": "backstage"}]'}}, "spec": {"terminationGracePeriodSeconds": 0, "containers": [
             {"name": "web", "image": images.DEMO, "command": ["sleep", "300"], "imagePullPolicy": "Never"}]}}  # fmt: skip
@@ -282,7 +282,7 @@ def test_the_plugin_does_as_the_specification_says(wired, alpha, ours, pods):
         found, answer = box.cni(wrong.pop("command", "ADD"), **wrong)
         assert (found, answer["code"]) == (1, code), answer
     # of a sandbox that is no more, or never was, nothing is to be taken away
-    assert box.cni("DEL", "0" * 64) == (0, None) and pods["a0"].gets(made.ip) == "asked"
+    assert box.cni("DEL", "0" * 64) == (0, None) and pods["a0"].reaches(made)
     # the same again is another sandbox's
     for version, form in (("1.0.0", set()), ("0.4.0", {"version"})):
         code, answer = box.cni("ADD", cniVersion=version)
@@ -417,7 +417,7 @@ def test_whatever_dies_each_pod_has_one_port(wired, alpha, ours, pods):
     assert len({p["device_id"] for p in ports}) == len(uuids)
     for uuid in uuids[:2]:
         found = PodOfCluster(wired, alpha.show("pods", uuid))
-        until(lambda found=found: a0.gets(found.ip) == found.made["name"], 20)
+        assert a0.reaches(found)
     # the kubelet and the runtime: what runs goes on, on the ports that it has
     for program in ("kubelet", "containerd"):
         kubernetes.kill(program)

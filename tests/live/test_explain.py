@@ -2,6 +2,7 @@
 
 import signal
 
+from testbed import base
 from tests.deployment import until
 
 
@@ -36,6 +37,30 @@ def _made(cloud, plural, body):
 
 def _manifest(kind, name, spec):
     return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "labels": {"app": name}}, "spec": spec}
+
+
+def test_what_passes_is_tried_again_by_itself(cloud, bay, docker_hosts):
+    taken = "18099"
+    takers = [
+        base.run("docker", "-H", host.url, "run", "-d", "-p", f"{taken}:80", host.image, "sleep", "600").stdout.strip()
+        for host in docker_hosts
+    ]
+    body = {
+        "bay_uuid": "b",
+        "image": docker_hosts[0].image,
+        "command": ["sleep", "600"],
+        "start": True,
+        "stop_timeout": 0,
+    }
+    try:
+        late = _made(cloud, "containers", {**body, "name": "late", "ports": [f"{taken}:80"]})
+        # each refusal makes events of the engine, so the backend looks between its tries
+        _explained(cloud, "containers", late["uuid"], "port-taken")
+    finally:
+        for host, taker in zip(docker_hosts, takers, strict=True):
+            base.run("docker", "-H", host.url, "rm", "-f", taker)
+    until(lambda: cloud.request("GET", f"/v1/containers/{late['uuid']}")[1]["status"] == "Running", 30)
+    assert cloud.request("DELETE", f"/v1/containers/{late['uuid']}?wait=30")[0] == 204
 
 
 def test_a_container_that_is_as_wanted_and_ones_that_are_not(cloud, bay, docker_hosts):

@@ -25,7 +25,7 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import docker as client_docker
 from magnum.engines import base
-from magnum.engines.docker import images, streams, wiring
+from magnum.engines.docker import images, shims, streams, wiring
 from magnum.networks import docker as networks
 from magnum.networks import names, neutron, wires
 from magnum.objects import container as containers
@@ -349,6 +349,8 @@ class Container(base.Driver):
         except errors.MagnumError as error:
             refusal = error
             seen = await self.find(item.uuid)
+            if seen is not None and client_docker.STUCK in error.detail:
+                await shims.end(seen.id)
         if refusal is None and seen is not None:
             self._settled(item.uuid)
             return self._outcome(item, seen)

@@ -27,7 +27,7 @@ from oslo_config import cfg
 from magnum import errors
 from magnum.clients import docker
 from magnum.engines import base
-from magnum.engines.docker import images, pod_bodies, pod_status, probes, streams, wiring
+from magnum.engines.docker import images, pod_bodies, pod_status, probes, shims, streams, wiring
 from magnum.engines.docker.pod_status import ALIVE, Live, Seen, Waiting
 from magnum.networks import docker as networks
 from magnum.networks import names, neutron, wires
@@ -285,7 +285,7 @@ class Pod(base.Driver):
             prober.close()
         rows = await self._client.containers(self._marks(uuid))
         members = [row for row in rows if pod_bodies.CONTAINER in (row.labels or {})]
-        alive = [row for row in members if row.state in ALIVE]
+        alive = await self._alive(members)
         for row in alive:
             if row.id not in known.stopping:
                 self._stop(uuid, known, row.id, (row.labels or {})[pod_bodies.CONTAINER], found, item)
@@ -315,6 +315,19 @@ class Pod(base.Driver):
             return base.Outcome(status="Deleting", reason="; ".join(left), pending=True, retry_after=1.0)
         self._forget(uuid)
         return base.Outcome(gone=True)
+
+    async def _alive(self, rows: list[docker.ContainerRow]) -> list[docker.ContainerRow]:
+        """Return those that really run: a list tells what the engine could write to its disk last, and that may be full."""
+
+        async def runs(row: docker.ContainerRow) -> bool:
+            try:
+                return (await self._client.inspect(row.id)).state.status in ALIVE
+            except errors.NotFound:
+                return False
+
+        listed = [row for row in rows if row.state in ALIVE]
+        there = await asyncio.gather(*map(runs, listed))
+        return [row for row, alive in zip(listed, there, strict=True) if alive]
 
     async def stream(self, item: pod.Pod, asked: Any) -> base.Session:
         found = pod.check(item.spec, "docker")
@@ -529,7 +542,8 @@ class Pod(base.Driver):
         except errors.MagnumError as error:
             self._refuse(known, "", Waiting(reason="FailedCreatePodSandBox", message=error.detail))
             if docker.STUCK in error.detail and plan.sandbox == "start":
-                # it will never start again: the next step makes another
+                # it will not start again: the next step makes another
+                await shims.end(ident)
                 await self._quietly(self._client.remove(ident))
             return
         known.refusals.pop("", None)
