@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from magnum import errors
-from magnum.clients import docker
+from magnum.clients import docker, nftables
 
 ROLE = "org.openstack.magnum.role"
 ANCHOR = "anchor"
@@ -134,10 +134,28 @@ async def remove(client: docker.Client, bay: str, *, name: str, whole: bool = Tr
 
 
 async def anchored(client: docker.Client, bay: str) -> bool:
-    """Say whether this host's anchor runs. Raises Unavailable."""
+    """Say whether this host's anchor runs, and is on the bay's network. Raises Unavailable."""
     try:
-        return (await client.inspect(anchor_name(bay))).state.status == "running"
+        found = await client.inspect(anchor_name(bay))
     except errors.NotFound:
+        return False
+    return found.state.status == "running" and await _attached(client, found)
+
+
+async def _attached(client: docker.Client, anchor: docker.ContainerInfo) -> bool:
+    """Say whether an anchor that runs has what the engine says it has: one begun while a swarm is away may not.
+
+    Of an engine elsewhere only the engine's word is known.
+    """
+    own = {e.ip_address for e in (anchor.network_settings.networks or {}).values() if e.ip_address}
+    if not own or not client.url.startswith("unix://"):
+        return bool(own)
+    inside = nftables.Namespace(anchor.state.pid)
+    try:
+        there = {address.partition("/")[0] for address in await inside.addresses()}
+        return own <= there and await inside.gateway() is not None
+    except errors.EngineError:
+        # it ended meanwhile
         return False
 
 
@@ -184,6 +202,8 @@ async def _anchor(
             try:
                 found = await client.inspect(anchor_name(bay))
                 ident, running = found.id, found.state.status == "running"
+                if running and not await _attached(client, found):
+                    await client.restart(ident, 0)
             except errors.NotFound:
                 ident, running = await client.create(anchor_name(bay), config), False
             if not running:

@@ -134,6 +134,20 @@ async def test_a_bay_on_two_hosts(pair, tmp_path):
         assert (await drivers[0].observe(web)).status == "Error"
         await apply()
         await fetch(here, "client", address, "two")
+        # as has one that has lost its network
+        inside = nftables.Namespace((await here.client.inspect(anchor)).state.pid)
+        taken = next(a for a in await inside.addresses() if a.startswith(made.subnet.rpartition(".")[0]))
+        interface = (await inside.addresses())[taken]
+        assert await overlay.anchored(here.client, here.uuid)
+        await inside.run("ip", "address", "del", taken, "dev", interface)
+        assert not await overlay.anchored(here.client, here.uuid)
+        await overlay.ensure(
+            here.client, here.uuid, name=here.name, labels=here.labels, pool="172.30.0.0/16",
+            image=images.PAUSE, command=images.PAUSE_COMMAND,
+        )  # fmt: skip
+        assert await overlay.anchored(here.client, here.uuid)
+        await apply()
+        await fetch(here, "client", address, "two")
         for driver in drivers:
             assert (await driver.remove(web.uuid, None)).gone
         assert await here.fetch("client", address) == ""
