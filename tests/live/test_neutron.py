@@ -179,7 +179,9 @@ def test_several_networks_and_addresses_of_ones_choice(wired, alpha, beta, ours,
     group = next(g["id"] for g in alpha.neutron("GET", "/security-groups?name=default")["security_groups"])
     assert alpha.ports(network_id=network["id"], device_id=made["uuid"])[0]["security_groups"] == [group]
     inner = other.made["addresses"]["backstage"][0]
-    assert two.gets("10.244.0.1", 80) is None and until(lambda: two.gets(inner) == "other" and other.gets("10.9.0.7") == "two", 20)
+    assert two.gets("10.244.0.1", 80) is None and until(
+        lambda: two.gets(inner) == "other" and other.gets("10.9.0.7") == "two", 20
+    )
     assert [r["dev"] for r in two.json("route", "show", "default")] == ["eth0"]
     # no other tenant's, none that is not there, no address that is taken or elsewhere
     for tenant, bay, wish, words in (

@@ -15,7 +15,9 @@ from tests.live import conftest
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 STREAMS = "/v1/events"
-"""Goes on for ever; tests/live/test_sessions.py follows it."""
+"""Goes on for ever; test_sessions follows it."""
+LEAST = {"coverage": 4000, "fuzzing": 100}
+"""Requests of a phase at least."""
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +49,15 @@ def _probe(probed, tmp_path, *words, headers=()):
 
 
 @pytest.mark.timeout(900)
-def test_an_admin_who_asks_anything(probed, tmp_path):
-    assert _probe(probed, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "6") > 4000
+@pytest.mark.parametrize("phases", ["coverage", pytest.param("fuzzing", marks=pytest.mark.long)])
+def test_an_admin_who_asks_anything(probed, tmp_path, phases):
+    assert _probe(probed, tmp_path, "--phases", phases, "--max-examples", "6") > LEAST[phases]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("roles", ["member", "none"])
 def test_those_who_may_less(probed, tmp_path, roles):
     """``none``: someone who is known and has no role at all."""
     who = [("X-Roles", roles), ("X-Project-Id", f"project-of-{roles}")]
-    assert _probe(probed, tmp_path, "--phases", "coverage", headers=who) > 4000
+    assert _probe(probed, tmp_path, "--phases", "coverage", headers=who) > LEAST["coverage"]
