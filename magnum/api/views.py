@@ -3,7 +3,9 @@
 Used by the handlers of each kind; the same structs are in the OpenAPI document.
 """
 
+import collections.abc
 import datetime
+import operator
 from typing import Any
 
 import msgspec
@@ -207,29 +209,34 @@ class Host(msgspec.Struct, kw_only=True):
     links: list[Link] = []
 
 
-_SOURCES: dict[type[Any], tuple[type[Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {}
+class _Source:
+    """Which of a view's fields are the object's own, its spec's or its state's, the first that has one, and how to read them."""
+
+    def __init__(self, view: type[Any], item: Any) -> None:
+        left = [name for name in view.__struct_fields__ if name != "links"]
+        parts = []
+        for part in (item, item.spec, item.state):
+            parts.append([name for name in left if name in part.__struct_fields__])
+            left = [name for name in left if name not in parts[-1]]
+        self.names = [name for part in parts for name in part]
+        self.own, self.spec, self.state = (_reader(part) for part in parts)
 
 
-def _sources(view: type[Any], item: Any) -> tuple[type[Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return which of a view's fields are the object's own, which its spec's, which its state's."""
-    found = _SOURCES.get(view)
-    if found is None:
-        names = [name for name in view.__struct_fields__ if name != "links"]
-        spec, state = type(item.spec).__struct_fields__, type(item.state).__struct_fields__
-        own = tuple(n for n in names if n in type(item).__struct_fields__)
-        ours = tuple(n for n in names if n not in own and n in spec)
-        theirs = tuple(n for n in names if n not in own and n not in spec and n in state)
-        found = _SOURCES[view] = (view, own, ours, theirs)
-    return found
+def _reader(names: list[str]) -> collections.abc.Callable[[Any], tuple[Any, ...]]:
+    if len(names) < 2:
+        return lambda part: tuple(getattr(part, name) for name in names)
+    return operator.attrgetter(*names)
+
+
+_SOURCES: dict[type[Any], _Source] = {}
 
 
 def _of(view: type[Any], item: Any, links: list[Link], **more: Any) -> Any:
-    _, own, spec, state = _sources(view, item)
-    given = {name: getattr(item, name) for name in own}
-    given.update((name, getattr(item.spec, name)) for name in spec)
-    given.update((name, getattr(item.state, name)) for name in state)
-    given.update(more)
-    return view(links=links, **given)
+    source = _SOURCES.get(view) or _SOURCES.setdefault(view, _Source(view, item))
+    values = source.own(item) + source.spec(item.spec) + source.state(item.state)
+    given = dict(zip(source.names, values, strict=True))
+    given.update(more, links=links)
+    return view(**given)
 
 
 def nodes_of(item: bay.Bay) -> int:

@@ -14,6 +14,7 @@ import asyncio
 import collections.abc
 import contextlib
 import datetime
+import functools
 import random
 from typing import Any, TypeVar
 
@@ -256,11 +257,7 @@ class Transaction:
     # objects
 
     def _visible(self, table: sa.Table, *, lock: str | None = None) -> sa.ColumnElement[bool]:
-        """Return the filter that keeps a project to what is its own; what is public may be read by all."""
-        if self.context.all_projects:
-            return sa.true()
-        own = table.c.project_id == self.context.project_id
-        return own if lock == "write" else sa.or_(own, table.c.public.is_(True))
+        return _visible(table, self.context.project_id, self.context.all_projects, lock)
 
     async def records(
         self, kind: base.Kind, *where: Any, lock: str | None = None, order: Any = None, limit: int | None = None
@@ -276,20 +273,14 @@ class Transaction:
             statement = statement.order_by(*order)
         if limit is not None:
             statement = statement.limit(limit)
-        if lock:
-            statement = statement.with_for_update(read=lock == "share", skip_locked=lock == "free")
-        return [_record(kind, row) for row in await self.connection.execute(statement)]
+        return [_record(kind, row) for row in await self.connection.execute(_locked(statement, lock))]
 
     async def find(self, kind: base.Kind, ident: str, bay: str | None = None, *, lock: str | None = None) -> Record:
         """Return the visible object that ``ident`` (uuid or name) means, within a bay if one is given (a uuid).
 
         Raises NotFound, Ambiguous.
         """
-        table = tables.KINDS[kind.name]
-        where = [table.c.uuid == ident if base.is_uuid(ident) else table.c.name == ident]
-        if bay is not None:
-            where.append(table.c.bay_uuid == bay)
-        found = await self.records(kind, *where, lock=lock, order=(table.c.created_at, table.c.uuid), limit=51)
+        found = await self._named(kind, "uuid" if base.is_uuid(ident) else "name", ident, bay, lock)
         if not found:
             raise errors.NotFound(f"there is no {kind.name} {ident!r}")
         if len(found) > 1:
@@ -301,8 +292,13 @@ class Transaction:
 
     async def by_uuid(self, kind: base.Kind, uuid: str, *, lock: str | None = None) -> Record | None:
         """Return the visible object of that uuid, or None."""
-        found = await self.records(kind, tables.KINDS[kind.name].c.uuid == uuid, lock=lock)
+        found = await self._named(kind, "uuid", uuid, None, lock)
         return found[0] if found else None
+
+    async def _named(self, kind: base.Kind, column: str, ident: str, bay: str | None, lock: str | None) -> list[Record]:
+        statement = _named(tables.KINDS[kind.name], column, bay is not None, self.context.all_projects, lock)
+        values = {"ident": ident, "project": self.context.project_id, "bay": bay}
+        return [_record(kind, row) for row in await self.connection.execute(statement, values)]
 
     async def page(self, kind: base.Kind, query: base.Query) -> tuple[list[Any], bool]:
         """Return a page as readers see it, and whether more follows. ``query.bay`` is a uuid. Two statements at most.
@@ -316,19 +312,17 @@ class Transaction:
             raise errors.Invalid("must be asc or desc", field="sort_dir")
         if query.limit < 1:
             raise errors.Invalid("must be at least 1", field="limit")
-        where = [self._visible(table)]
-        if query.bay is not None:
-            where.append(table.c.bay_uuid == query.bay)
-        for name, value in query.filters.items():
+        for name in query.filters:
             if name not in FILTERS and name not in kind.filters:
                 raise errors.Invalid(f"a list of {kind.plural} has no such filter", field=name)
-            where.append((_shown_status(table) if name == "status" else table.c[name]) == value)
-        key = _sort_key(table, query.sort_key)
+        statement = _page(
+            table, query.sort_key, query.sort_dir, query.bay is not None, tuple(query.filters), self.context.all_projects
+        )  # fmt: skip
         if query.marker is not None:
-            where.append(await self._after(kind, query, key))
-        order = (key, table.c.uuid) if query.sort_dir == "asc" else (key.desc(), table.c.uuid.desc())
-        rows = await self.connection.execute(_select(table).where(*where).order_by(*order).limit(query.limit + 1))
-        found = [_record(kind, row).shown() for row in rows]
+            statement = statement.where(await self._after(kind, query, _sort_key(table, query.sort_key)))
+        values = {"project": self.context.project_id, "bay": query.bay, "most": query.limit + 1}
+        values |= {f"filter_{name}": value for name, value in query.filters.items()}
+        found = [_record(kind, row).shown() for row in await self.connection.execute(statement, values)]
         return found[: query.limit], len(found) > query.limit
 
     async def _after(self, kind: base.Kind, query: base.Query, key: Any) -> Any:
@@ -742,6 +736,51 @@ FILTERS = ("uuid", "name", "status", "host", "bay_uuid", "user_id", "project_id"
 """What any list may be filtered by."""
 
 
+# Statements that are asked for often are made once: to make one, and its key in SQLAlchemy's cache of compiled ones,
+# takes longer than to execute it.
+
+
+def _visible(table: sa.Table, project: Any, everyone: bool, lock: str | None) -> sa.ColumnElement[bool]:
+    """Return the filter that keeps ``project`` to what is its own; what is public may be read by all."""
+    if everyone:
+        return sa.true()
+    own = table.c.project_id == project
+    return own if lock == "write" else sa.or_(own, table.c.public.is_(True))
+
+
+def _locked(statement: sa.Select[Any], lock: str | None) -> sa.Select[Any]:
+    return statement.with_for_update(read=lock == "share", skip_locked=lock == "free") if lock else statement
+
+
+MOST_NAMED = 51
+"""Objects of one name that are told of, and one."""
+
+
+@functools.cache
+def _named(table: sa.Table, column: str, in_bay: bool, everyone: bool, lock: str | None) -> sa.Select[Any]:
+    """Return the statement for what has ``ident`` in ``column``; parameters: ident, project, bay."""
+    where = [_visible(table, sa.bindparam("project"), everyone, lock), table.c[column] == sa.bindparam("ident")]
+    if in_bay:
+        where.append(table.c.bay_uuid == sa.bindparam("bay"))
+    return _locked(_select(table).where(*where).order_by(table.c.created_at, table.c.uuid).limit(MOST_NAMED), lock)
+
+
+@functools.cache
+def _page(
+    table: sa.Table, sort_key: str, sort_dir: str, in_bay: bool, filters: tuple[str, ...], everyone: bool
+) -> sa.Select[Any]:
+    """Return the statement for the first page of a list; parameters: project, bay, most, ``filter_`` and a name."""
+    where = [_visible(table, sa.bindparam("project"), everyone, None)]
+    if in_bay:
+        where.append(table.c.bay_uuid == sa.bindparam("bay"))
+    for name in filters:
+        column = _shown_status(table) if name == "status" else table.c[name]
+        where.append(column == sa.bindparam(f"filter_{name}"))
+    key = _sort_key(table, sort_key)
+    order = (key, table.c.uuid) if sort_dir == "asc" else (key.desc(), table.c.uuid.desc())
+    return _select(table).where(*where).order_by(*order).limit(sa.bindparam("most", type_=sa.Integer))
+
+
 def _lost(table: sa.Table) -> Any:
     return sa.and_(table.c.host.is_not(None), table.c.host.in_(_DOWN))
 
@@ -758,6 +797,7 @@ def _sort_key(table: sa.Table, name: str) -> Any:
     return sa.func.coalesce(table.c[name], "") if table.c[name].nullable else table.c[name]
 
 
+@functools.cache
 def _select(table: sa.Table) -> sa.Select[Any]:
     return sa.select(
         *(table.c[name] for name in _FIELDS), table.c.spec, table.c.state, table.c.observed_seq, table.c.action,

@@ -144,8 +144,6 @@ class _Signature:
         hints = typing.get_type_hints(function)
         parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "context")]
         self.names = [p.name for p in parameters]
-        self.required = sum(p.default is inspect.Parameter.empty for p in parameters)
-        self.bind = inspect.Signature(parameters).bind
         self.meta: Method = function.rpc
         fields: list[Any] = [
             (p.name, hints[p.name]) if p.default is inspect.Parameter.empty else (p.name, hints[p.name], p.default)
@@ -258,11 +256,10 @@ def _remote(
     name: str, signature: _Signature, transport: Transport, topic: str, timeout: float
 ) -> collections.abc.Callable[..., Any]:
     async def remote(self: Any, context: contexts.Context, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
         left = context.remaining()
         message = Message(
             method=name,
-            body=_encode(signature.arguments(**bound.arguments)),
+            body=_encode(signature.arguments(*args, **kwargs)),
             headers=pack_context(context),
             timeout=timeout if left is None else left,
             repeat_safe=signature.meta.repeat_safe,

@@ -106,7 +106,13 @@ class TestDocker:
         outcome = await missing.apply()
         assert outcome.status == "Error" and "no-such-command" in outcome.reason
         assert outcome.retry_after is None
-        assert (await missing.observe()).status == "Error"
+        shown = await missing.observe()
+        assert (shown.status, shown.retry_after) == ("Error", None)
+        # an engine that was away may have said so as it ended: once more
+        missing.driver.met()
+        assert (await missing.observe()).retry_after == 0.0
+        assert (await missing.driver.apply(missing.item, wanted.ignore)).status == "Error"
+        assert (await missing.observe()).retry_after is None
         absent = wanted.container(docker, bay, image="127.0.0.1:1/absent:1")
         outcome = await absent.apply()
         assert outcome.status == "Error" and "pulling 127.0.0.1:1/absent:1" in outcome.reason

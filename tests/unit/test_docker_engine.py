@@ -22,16 +22,21 @@ def _spec(power, **fields):
     return containers.ContainerSpec(image="i", power=power, **fields)
 
 
-def _seen(status, started=FIRST, **limits):
+ALWAYS = {"restart_policy": containers.RestartPolicy(name="always")}
+
+
+def _seen(status, started=FIRST, error="", **limits):
     spec = _spec("running", **limits)
     wanted = container.limits(CONF, spec)
     host = docker.HostConfig(
         memory=wanted["Memory"], memory_swap=wanted["MemorySwap"], nano_cpus=wanted["NanoCpus"],
-        pids_limit=wanted["PidsLimit"], restart_policy=docker.RestartRule(name="no"),
+        pids_limit=wanted["PidsLimit"], restart_policy=docker.RestartRule(name=spec.restart_policy.name),
     )  # fmt: skip
     if status == "created":
         started = docker.NEVER
-    return docker.ContainerInfo(id="x", state=docker.RunState(status=status, started_at=started), host_config=host)
+    return docker.ContainerInfo(
+        id="x", state=docker.RunState(status=status, started_at=started, error=error), host_config=host
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,10 @@ def _seen(status, started=FIRST, **limits):
         (_spec("running"), _seen("exited"), []),
         (_spec("running", start_of=FIRST), _seen("exited"), ["start"]),
         (_spec("running", start_of=FIRST), _seen("exited", LATER), []),
+        # what its engine could not start again is welcome if its policy says so
+        (_spec("running", **ALWAYS), _seen("exited", error="no rootfs", **ALWAYS), ["start"]),
+        (_spec("running", **ALWAYS), _seen("exited", **ALWAYS), []),
+        (_spec("running"), _seen("exited", error="no rootfs"), []),
         (_spec("running", start_of=FIRST), _seen("running"), []),
         (_spec("running", reboot_of=FIRST), _seen("running"), ["restart"]),
         (_spec("running", reboot_of=FIRST), _seen("paused"), ["unpause", "restart"]),

@@ -53,9 +53,10 @@ class Docker(base.Engine):
         self._managing: asyncio.Task[None] | None = None
         self._facts: dict[str, Any] | None = None
         self._pods = pod.Pod(self.client, conf, hosts, self._notices.put_nowait, self._wired)
+        self._containers = container.Container(self.client, conf, hosts, self._wired)
         self.drivers: dict[str, base.Driver] = {
             "bay": bay.Bay(self.client, conf, hosts, self._wired),
-            "container": container.Container(self.client, conf, hosts, self._wired),
+            "container": self._containers,
             "pod": self._pods,
             "service": self._services,
         }
@@ -147,6 +148,8 @@ class Docker(base.Engine):
             try:
                 async for event in self.client.events(WATCHED):
                     wait = FIRST_WAIT
+                    if event is None:
+                        self._containers.met()
                     notice = base.Notice() if event is None else self._notice(event)
                     if notice is not None:
                         self._notices.put_nowait(notice)

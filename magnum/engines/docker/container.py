@@ -43,6 +43,9 @@ PASSING = ("port is already allocated", "address already in use", "network", "pu
            client_docker.STUCK)  # fmt: skip
 """Words of refusals that may pass by themselves; others wait for the owner."""
 
+EVER = ("always", "unless-stopped")
+"""Restart policies that welcome another run whenever there is none."""
+
 _UNITS = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
@@ -117,7 +120,9 @@ def steps(
     if spec.power == "running":
         if spec.reboot_of is not None and run == spec.reboot_of:
             return [*done, *(["unpause"] if status == "paused" else []), "restart"]
-        if status == "created" or (status == "exited" and (run is None or run == spec.start_of)):
+        # an engine tries again what ended, and not what it could not start
+        owed = bool(seen.state.error) and spec.restart_policy.name in EVER
+        if status == "created" or (status == "exited" and (run is None or run == spec.start_of or owed)):
             return [*done, "start"]
         if status == "paused":
             return [*done, "unpause"]
@@ -303,6 +308,16 @@ class Container(base.Driver):
         self._tries: dict[str, int] = {}
         self._owed: dict[str, str] = {}
         """Uuid → the refusal after which another try is to come."""
+        self._met = 0
+        self._refused: dict[str, int] = {}
+        """Uuid → when ``met`` said how often, as its start was refused for good."""
+
+    def met(self) -> None:
+        """The engine is there, or there again: what it refused before is tried once more.
+
+        One that ends while it starts a container says what is not so, such as that a command is not found.
+        """
+        self._met += 1
 
     async def apply(self, item: containers.Container, progress: base.Progress) -> base.Outcome:
         known = item.state.engine_id is not None
@@ -400,6 +415,8 @@ class Container(base.Driver):
             if item.spec.power in ("paused", "stopped") and seen.state.status in ("running", "restarting"):
                 # by the policy "always" the engine starts it with itself, whatever it did before
                 found.retry_after = 0.0
+            if self._untried(item, seen):
+                found.retry_after = 0.0
             if self._facts(item) is not None and not self._wired.attached(item.uuid) and found.retry_after is None:
                 # a port is gone, or the sandbox: the next round makes it anew
                 found.retry_after = 0.0
@@ -481,15 +498,24 @@ class Container(base.Driver):
     def _refused_for_good(self, item: containers.Container, seen: client_docker.ContainerInfo) -> bool:
         """Return whether the start of this very intent was refused in a way that no other try would change."""
         tried = item.observed_generation >= item.generation and item.status == "Error"
-        return tried and bool(seen.state.error) and not _passing(seen.state.error)
+        told = bool(seen.state.error) and not _passing(seen.state.error)
+        return tried and told and self._refused.get(item.uuid) == self._met
+
+    def _untried(self, item: containers.Container, seen: client_docker.ContainerInfo) -> bool:
+        """Return whether a start that is owed was refused before the engine was met, and not since."""
+        if not seen.state.error or self._refused.get(item.uuid) == self._met:
+            return False
+        return not {"start", "restart"}.isdisjoint(steps(item.spec, seen, limits(self._conf, item.spec)))
 
     def _settled(self, uuid: str) -> None:
         self._tries.pop(uuid, None)
         self._owed.pop(uuid, None)
+        self._refused.pop(uuid, None)
 
     def _retry(self, uuid: str, words: str) -> float | None:
         if not _passing(words):
             self._settled(uuid)
+            self._refused[uuid] = self._met
             return None
         self._owed[uuid] = words
         tries = self._tries[uuid] = self._tries.get(uuid, 0) + 1
@@ -545,7 +571,7 @@ def _welcome_again(item: containers.Container) -> bool:
     if item.spec.power not in ("running", "paused"):
         return False
     asked = item.generation > item.observed_generation
-    return asked or item.spec.restart_policy.name in ("always", "unless-stopped")
+    return asked or item.spec.restart_policy.name in EVER
 
 
 def _lost(item: containers.Container) -> base.Outcome:
