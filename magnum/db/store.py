@@ -340,22 +340,19 @@ class Transaction:
     async def insert(self, kind: base.Kind, record: Record) -> None:
         """Write a new object, and claim what it alone may hold of its host."""
         record.item.created_at = record.item.created_at or base.now()
-        await self.connection.execute(sa.insert(tables.KINDS[kind.name]).values(_values(kind, record)))
+        await self.connection.execute(_insert(tables.KINDS[kind.name]), _values(kind, record))
         for protocol, port in kind.demand(record.item.spec).ports if record.item.host else ():
             await self.claim(f"port:{record.item.host}", f"{protocol}/{port}", record.item.uuid)
 
     async def save(self, kind: base.Kind, record: Record) -> None:
         """Write an object that was read with ``lock="write"``."""
         record.item.updated_at = base.now()
-        table = tables.KINDS[kind.name]
-        await self.connection.execute(
-            sa.update(table).where(table.c.uuid == record.item.uuid).values(_values(kind, record))
-        )
+        values = _values(kind, record) | {"of_uuid": record.item.uuid}
+        await self.connection.execute(_update(tables.KINDS[kind.name]), values)
 
     async def saw(self, kind: base.Kind, uuid: str, seq: int) -> None:
         """Keep the sequence of a report that changed nothing else."""
-        table = tables.KINDS[kind.name]
-        await self.connection.execute(sa.update(table).where(table.c.uuid == uuid).values(observed_seq=seq))
+        await self.connection.execute(_update(tables.KINDS[kind.name]), {"of_uuid": uuid, "observed_seq": seq})
 
     async def drop(self, kind: base.Kind, uuid: str) -> None:
         """Remove an object with all that hangs on its uuid."""
@@ -678,17 +675,15 @@ class Transaction:
         """Take revisions and write the rows; the last thing before the commit."""
         if not self.events:
             return
-        table, number = tables.COUNTERS, len(self.events)
-        count = sa.update(table).where(table.c.name == "revision").values(value=table.c.value + number)
+        number = len(self.events)
         if self.connection.dialect.name == "mysql":
-            await self.connection.execute(count)
-            statement: Any = sa.select(table.c.value).where(table.c.name == "revision")
+            await self.connection.execute(_COUNT, {"number": number})
+            last = await self.latest()
         else:
-            statement = count.returning(table.c.value)
-        last = int((await self.connection.execute(statement)).scalar_one())
+            last = int((await self.connection.execute(_COUNTED, {"number": number})).scalar_one())
         for offset, event in enumerate(self.events):
             event.revision = last - number + 1 + offset
-        await self.connection.execute(sa.insert(tables.LOG), [msgspec.structs.asdict(e) for e in self.events])
+        await self.connection.execute(_insert(tables.LOG), [msgspec.structs.asdict(e) for e in self.events])
 
     async def events_of(self, *where: Any, after: int = 0, limit: int = 1000, newest: bool = False) -> list[base.Event]:
         """Return visible rows of the log above revision ``after``, oldest first (``newest``: the other way)."""
@@ -702,15 +697,11 @@ class Transaction:
 
     async def latest(self) -> int:
         """Return the highest revision of the log."""
-        table = tables.COUNTERS
-        return int(
-            (await self.connection.execute(sa.select(table.c.value).where(table.c.name == "revision"))).scalar_one()
-        )
+        return int((await self.connection.execute(_LATEST)).scalar_one())
 
     async def logged(self, uuids: collections.abc.Collection[str]) -> set[str]:
         """Return those of ``uuids`` that the log knows."""
-        table = tables.LOG
-        rows = await self.connection.execute(sa.select(table.c.uuid).where(table.c.uuid.in_(uuids)).distinct())
+        rows = await self.connection.execute(_LOGGED, {"uuids": list(uuids)})
         return {row.uuid for row in rows}
 
     async def asked(self, kind: base.Kind, action: str) -> bool:
@@ -779,6 +770,28 @@ def _page(
     key = _sort_key(table, sort_key)
     order = (key, table.c.uuid) if sort_dir == "asc" else (key.desc(), table.c.uuid.desc())
     return _select(table).where(*where).order_by(*order).limit(sa.bindparam("most", type_=sa.Integer))
+
+
+@functools.cache
+def _insert(table: sa.Table) -> sa.Insert:
+    """Return the statement for a new row; parameters: its columns."""
+    return sa.insert(table)
+
+
+@functools.cache
+def _update(table: sa.Table) -> sa.Update:
+    """Return the statement that changes the row of ``of_uuid``; further parameters: the columns to be set."""
+    return sa.update(table).where(table.c.uuid == sa.bindparam("of_uuid"))
+
+
+_COUNT = (
+    sa.update(tables.COUNTERS)
+    .where(tables.COUNTERS.c.name == "revision")
+    .values(value=tables.COUNTERS.c.value + sa.bindparam("number", type_=tables.BIG))
+)
+_COUNTED = _COUNT.returning(tables.COUNTERS.c.value)
+_LATEST = sa.select(tables.COUNTERS.c.value).where(tables.COUNTERS.c.name == "revision")
+_LOGGED = sa.select(tables.LOG.c.uuid).where(tables.LOG.c.uuid.in_(sa.bindparam("uuids", expanding=True))).distinct()
 
 
 def _lost(table: sa.Table) -> Any:
