@@ -180,6 +180,9 @@ def stop(name: str, seconds: float = 20, number: int = signal.SIGTERM) -> None:
             os.killpg(found, signal.SIGKILL)
         while pid(name):
             time.sleep(0.02)
+        # one that was seen as it died is not reaped yet, and would look alive to its successor
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(found, 0)
     _pid_file(name).unlink(missing_ok=True)
 
 
