@@ -152,10 +152,11 @@ class Server(conductor_rpc.Conductor):
             raise errors.Forbidden("only a project can own something, and you are scoped to none")
 
         async def work(tx: store.Transaction) -> objects.AnyObject:
-            there = await tx.by_uuid(kind, item.uuid)
-            if there is not None:
-                return there.shown()  # type: ignore[no-any-return]
+            # what was ever made is in the log
             if await tx.logged([item.uuid]):
+                there = await tx.by_uuid(kind, item.uuid)
+                if there is not None:
+                    return there.shown()  # type: ignore[no-any-return]
                 raise errors.NotFound(f"the {kind.name} {item.uuid} was deleted meanwhile")
             new = msgspec.convert(msgspec.to_builtins(item), type(item))
             new.project_id, new.user_id = context.project_id, context.user_id
