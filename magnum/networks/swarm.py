@@ -33,8 +33,16 @@ TOKEN_SECONDS = 20.0
 LOOK_SECONDS = 0.2
 AGAIN_SECONDS = 10.0
 """Until a manager that could not begin tries again."""
+OUT_SECONDS = 30.0
+"""How long an engine that was in a swarm has to be in none, and answer, before it joins again.
+
+One that is ending says that it is in none, too. To join it then has it forget the swarm that it would come back to;
+managers that do so cost the others their quorum. It is gone sooner than this, unless a container takes longer to stop.
+"""
 
 _joining = asyncio.Lock()
+_out: dict[str, float] = {}
+"""Engine's URL → when it was first seen in no swarm, of those that answered ever since."""
 
 
 async def manage(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> None:
@@ -63,12 +71,20 @@ async def ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> N
 
 
 async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> None:
-    found = (await client.info()).swarm or {}
+    try:
+        found = (await client.info()).swarm or {}
+    except errors.Unavailable:
+        _out.pop(client.url, None)
+        raise
     state = found.get("LocalNodeState")
+    was_in = pathlib.Path(conf.state_dir).absolute() / "swarm-node"
+    if state not in ("inactive", None, ""):
+        _out.pop(client.url, None)
     managers: list[str] = conf.docker.swarm_managers
     first = bool(managers) and _host(managers[0]) == address
     path = pathlib.Path(conf.docker.swarm_token_file or "")
     if state == "active":
+        await asyncio.to_thread(_note, was_in, found.get("NodeID") or "")
         told = not conf.docker.swarm_token_file or await asyncio.to_thread(path.exists)
         if first and found.get("ControlAvailable") and not told:
             await _tell(client, path)
@@ -78,11 +94,14 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
             "a bay on several hosts needs Docker's Swarm mode, which this engine is not in: set [docker] swarm_managers"
             " and swarm_token_file, or use docker swarm join"
         )
-    if state not in ("inactive", None):
+    if state not in ("inactive", None, ""):
         words = found.get("Error") or ""
         raise errors.EngineError(f"this engine's swarm is {state}" + (f": {words}" if words else ""))
     if not conf.docker.swarm_token_file:
         raise errors.EngineError("[docker] swarm_managers needs swarm_token_file")
+    since = _out.setdefault(client.url, time.monotonic())
+    if time.monotonic() - since < OUT_SECONDS and await asyncio.to_thread(was_in.exists):
+        raise errors.EngineError("this engine's swarm is pending: it was in one, and is ending or has left it")
     others = [m for m in managers if _host(m) != address]
     if first and (not others or not await asyncio.to_thread(path.exists)):
         await _form(client, address, path)
@@ -100,6 +119,13 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
         # two bays may come at once
         if ((await client.info()).swarm or {}).get("LocalNodeState") != "active":
             raise errors.EngineError(f"joining the swarm of {', '.join(others)}: {error.detail}") from error
+
+
+def _note(path: pathlib.Path, node: str) -> None:
+    """Keep that the engine is in a swarm."""
+    if not path.exists() or path.read_text() != node:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(node)
 
 
 def _host(manager: str) -> str:

@@ -115,7 +115,7 @@ async def _work(cloud: stand.Stand, seed: int, options: Options, tally: workload
     return {
         "seed": seed, "database": options.database, "seconds": round(time.monotonic() - began, 1),
         "operations": tally.operations, "answers": tally.answers, "faults": counts, "recoveries": recoveries,
-        "settled": round(settled, 1), "violations": [*tally.wrong, *faults.wrong, *violations],
+        "settled": round(settled, 1), "given_up": faults.given_up, "violations": [*tally.wrong, *faults.wrong, *violations],
         "objects": sum(len(client.things) for client in clients),
     }  # fmt: skip
 
@@ -155,6 +155,7 @@ def report(results: list[dict[str, Any]]) -> str:
     if every:
         lines.append(f"{'all':18} {len(every):5} {statistics.median(every):13.1f} {max(every):8.1f}")
     lines.append(f"as wanted after the last: {max((r['settled'] for r in results), default=0)} s at most")
+    lines.append(f"engines whose swarm Docker gave up, begun once more: {sum(r.get('given_up', 0) for r in results)}")
     wrong = [f"  seed {r['seed']}: {text}" for r in results for text in r["violations"]]
     lines += [f"violations {len(wrong)}", *wrong]
     return "\n".join(lines)

@@ -24,6 +24,9 @@ POINTS = {
     "api": ("api-after-intent", "api-before-answer"),
 }  # fmt: skip
 DIES_SECONDS = 10.0
+SWARM_SECONDS = 45
+"""Within which an engine that starts is in its swarm, or has given it up."""
+AGAIN = 3
 
 
 class Fault(msgspec.Struct, kw_only=True):
@@ -48,6 +51,8 @@ class Injector:
         self.done: list[Fault] = []
         self.restarted: dict[str, list[float]] = {}
         """Host → when its engine was begun anew (Unix seconds)."""
+        self.given_up = 0
+        """How often an engine that was begun anew gave up its swarm and was begun once more."""
         self.wrong: list[str] = []
 
     async def run(self, session: aiohttp.ClientSession) -> None:
@@ -170,8 +175,25 @@ class Injector:
         await asyncio.to_thread(docker.stop, name)
         await asyncio.sleep(self._random.uniform(0, 2))
         await asyncio.to_thread(docker.start, name)
+        for _ in range(AGAIN):
+            if not await asyncio.to_thread(self._swarm_given_up, self._cloud.hosts[host].url):
+                break
+            # as its operator is told to: Docker tries to be in its swarm once, when it starts
+            self.given_up += 1
+            await asyncio.to_thread(docker.stop, name)
+            await asyncio.to_thread(docker.start, name)
         self.restarted[host].append(time.time())
         return host
+
+    def _swarm_given_up(self, url: str) -> bool:
+        """Return whether an engine that was begun anew has given up its swarm, once that is known."""
+        for _ in range(SWARM_SECONDS):
+            words = ["docker", "-H", url, "info", "--format", "{{.Swarm.LocalNodeState}}"]
+            state = subprocess.run(words, capture_output=True, text=True).stdout.strip()
+            if state != "pending":
+                break
+            time.sleep(1)
+        return state == "error"
 
     async def _fill_disk(self, host: str) -> str:
         name = self._cloud.hosts[host].name
