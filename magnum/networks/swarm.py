@@ -77,7 +77,7 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
         _out.pop(client.url, None)
         raise
     state = found.get("LocalNodeState")
-    was_in = pathlib.Path(conf.state_dir).absolute() / "swarm-node"
+    was_in = pathlib.Path(conf.state_dir) / "swarm-node"
     if state not in ("inactive", None, ""):
         _out.pop(client.url, None)
     managers: list[str] = conf.docker.swarm_managers
