@@ -142,12 +142,17 @@ async def anchored(client: docker.Client, bay: str) -> bool:
     return found.state.status == "running" and await _attached(client, found)
 
 
+def addresses_of(anchor: docker.ContainerInfo) -> set[str]:
+    """Return the addresses that the engine says an anchor has."""
+    return {e.ip_address for e in (anchor.network_settings.networks or {}).values() if e.ip_address}
+
+
 async def _attached(client: docker.Client, anchor: docker.ContainerInfo) -> bool:
     """Say whether an anchor that runs has what the engine says it has: one begun while a swarm is away may not.
 
     Of an engine elsewhere only the engine's word is known.
     """
-    own = {e.ip_address for e in (anchor.network_settings.networks or {}).values() if e.ip_address}
+    own = addresses_of(anchor)
     if not own or not client.url.startswith("unix://"):
         return bool(own)
     inside = nftables.Namespace(anchor.state.pid)

@@ -77,14 +77,15 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
         _out.pop(client.url, None)
         raise
     state = found.get("LocalNodeState")
-    was_in = pathlib.Path(conf.state_dir) / "swarm-node"
-    if state not in ("inactive", None, ""):
+    out = state in ("inactive", None, "")
+    if not out:
         _out.pop(client.url, None)
+    was_in = pathlib.Path(conf.state_dir) / "was-in-swarm"
     managers: list[str] = conf.docker.swarm_managers
     first = bool(managers) and _host(managers[0]) == address
     path = pathlib.Path(conf.docker.swarm_token_file or "")
     if state == "active":
-        await asyncio.to_thread(_note, was_in, found.get("NodeID") or "")
+        await asyncio.to_thread(_note, was_in)
         told = not conf.docker.swarm_token_file or await asyncio.to_thread(path.exists)
         if first and found.get("ControlAvailable") and not told:
             await _tell(client, path)
@@ -94,7 +95,7 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
             "a bay on several hosts needs Docker's Swarm mode, which this engine is not in: set [docker] swarm_managers"
             " and swarm_token_file, or use docker swarm join"
         )
-    if state not in ("inactive", None, ""):
+    if not out:
         words = found.get("Error") or ""
         raise errors.EngineError(f"this engine's swarm is {state}" + (f": {words}" if words else ""))
     if not conf.docker.swarm_token_file:
@@ -121,11 +122,10 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
             raise errors.EngineError(f"joining the swarm of {', '.join(others)}: {error.detail}") from error
 
 
-def _note(path: pathlib.Path, node: str) -> None:
+def _note(path: pathlib.Path) -> None:
     """Keep that the engine is in a swarm."""
-    if not path.exists() or path.read_text() != node:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(node)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def _host(manager: str) -> str:

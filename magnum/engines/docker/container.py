@@ -364,7 +364,9 @@ class Container(base.Driver):
         except errors.MagnumError as error:
             refusal = error
             seen = await self.find(item.uuid)
-            if seen is not None and client_docker.STUCK in error.detail:
+            ended = seen is not None and seen.state.status in ("created", "exited")
+            if seen is not None and ended and client_docker.STUCK in error.detail:
+                # what runs by the engine's own word is no lost run, whatever else exists already
                 await shims.end(seen.id)
         if refusal is None and seen is not None:
             self._settled(item.uuid)

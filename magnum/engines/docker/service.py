@@ -143,7 +143,7 @@ class Service(base.Driver):
 
     async def _overlay(self, item: service_objects.Service, ident: str) -> _Site:
         found = await self._client.inspect(ident)
-        own = {e.ip_address for e in (found.network_settings.networks or {}).values() if e.ip_address}
+        own = overlay.addresses_of(found)
         anchor = nftables.Namespace(found.state.pid)
         inner, outer, interface = "", "", ""
         for address, name in (await anchor.addresses()).items():
