@@ -183,11 +183,12 @@ def start() -> None:
     if base.pid(f"{NAME}-rpc") is None:
         base.start(f"{NAME}-rpc", [_run("neutron-rpc-server"), *_files()], folder / "rpc.log", _environment())
     if base.pid(NAME) is None:
-        # a connection that is kept open would be reset by the server some time
+        # a connection that is kept open would be reset by the server some time. No threads: a process' first requests
+        # load its policies, and of two at once one was seen to be answered as if there were no network
         argv = [
             _run("pyuwsgi"), "--master", "--die-on-term", "--need-app", "--lazy-apps", "--enable-threads",
-            "--http-socket", f"127.0.0.1:{port}", "--module", "neutron.wsgi.api:application", "--processes", "2",
-            "--threads", "4", "--add-header", "Connection: close", "--buffer-size", "65535", "--disable-logging",
+            "--http-socket", f"127.0.0.1:{port}", "--module", "neutron.wsgi.api:application", "--processes", "3",
+            "--add-header", "Connection: close", "--buffer-size", "65535", "--disable-logging",
         ]  # fmt: skip
         files = {"OS_NEUTRON_CONFIG_DIR": str(folder), "OS_NEUTRON_CONFIG_FILES": "neutron.conf;ml2.ini"}
         base.start(NAME, argv, folder / "log", files, folder)

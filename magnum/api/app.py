@@ -17,7 +17,7 @@ from litestar import exceptions
 from oslo_config import cfg
 
 from magnum import context as contexts
-from magnum import errors, metrics, policy, tracing
+from magnum import errors, hands, metrics, policy, tracing
 from magnum.api import (
     audit,
     auth,
@@ -78,8 +78,9 @@ class Api:
         self.audit = audit.Audit(conf, transport)
         self.watch = intents.Watch()
         self.conductor = rpc.client(
-            conductor_rpc.Conductor, transport, conductor_rpc.TOPIC, timeout=conf.api.call_timeout
-        )
+            conductor_rpc.Conductor, transport, conductor_rpc.TOPIC, timeout=conf.api.call_timeout,
+            turns=hands.Hands(conf.api.max_calls),
+        )  # fmt: skip
         self.feeds = feeds.Feeds(self.conductor, self.watch)
         self.streams = streams.Listener(
             conf.api.stream_host,

@@ -59,7 +59,12 @@ class Audit:
     def tell(self, served: routing.Served, scope: Any, method: str, status: int) -> None:
         """Tell of a request that was answered with ``status``, if it is one that is told of."""
         refused = status in (401, 403)
-        if served.public or not (refused or method not in ("GET", "HEAD", "OPTIONS")):
+        # what was turned away for its number alone is counted, not told: a flood is not to be made costlier by its lines
+        if (
+            served.public
+            or status == errors.TooMany.status
+            or not (refused or method not in ("GET", "HEAD", "OPTIONS"))
+        ):
             return
         context = served.context
         told = {

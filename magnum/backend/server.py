@@ -11,14 +11,15 @@ Who calls: ``cmd``; the api and the conductor by RPC.
 import asyncio
 import contextlib
 import importlib.metadata
+import time
 from typing import Any
 
 import structlog
 from oslo_config import cfg
 
 from magnum import context as contexts
-from magnum import errors, metrics, objects
-from magnum.backend import converge, hands, reports, streams, work
+from magnum import errors, hands, metrics, objects
+from magnum.backend import converge, reports, streams, work
 from magnum.engines import base as engines
 from magnum.objects import base, host
 from magnum.rpc import backend as backend_rpc
@@ -76,6 +77,9 @@ class Server(backend_rpc.Backend):
         self._streams = streams.Streams(conf)
         self._said: dict[str, str] = {}
         self._orphans: dict[str, list[host.Orphan]] = {}
+        self._facts: dict[str, tuple[float, dict[str, Any]]] = {}
+        """Engine's name → when it last answered, and what it said of itself."""
+        self._asking: dict[str, tuple[float, asyncio.Task[dict[str, Any]]]] = {}
         self._closing = False
         metrics.WORKS.set_function(lambda: len(self._works))
         metrics.ROUNDS.set_function(lambda: sum(each.busy for each in list(self._works.values())))
@@ -102,6 +106,8 @@ class Server(backend_rpc.Backend):
         self._closing = True
         for task in self._tasks:
             task.cancel()
+        for _, asking in self._asking.values():
+            asking.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
@@ -195,23 +201,30 @@ class Server(backend_rpc.Backend):
     # signs of life
 
     async def facts(self) -> host.Facts:
-        """Return what is known of this machine now; an engine that does not answer is absent and ``problem`` says why."""
+        """Return what is known of this machine now; of an engine that does not answer ``problem`` says why.
+
+        It stands as it last was for ``down_after`` seconds, as a host does: what is asked for meanwhile waits for it,
+        rather than being refused for a hiccup or a restart. Then it is absent.
+        """
         found = host.Facts(
             labels=self.conf.backend.labels, address=self.conf.backend.address or "",
             orphans=[orphan for orphans in self._orphans.values() for orphan in orphans][:ORPHANS],
         )  # fmt: skip
         for name, engine in self.engines.items():
-            try:
-                async with asyncio.timeout(FACTS_SECONDS):
-                    seen = await engine.facts()
-                self._say(name, "")
-            except TimeoutError:
-                found.problem = f"{name}: no answer within {FACTS_SECONDS:g} s"
-                self._say(name, found.problem)
-                continue
-            except errors.MagnumError as error:
-                found.problem = f"{name}: {error.detail}"
-                self._say(name, error.detail)
+            if name not in self._asking:
+                self._asking[name] = time.monotonic(), asyncio.create_task(engine.facts())
+        # a host lives even if its engine is slow to say how it is, but is of no use before it has said so once
+        met = all(name in self._facts or self._said.get(name) for name in self.engines)
+        if self._asking:
+            patience = self.conf.backend.beat_interval if met else FACTS_SECONDS
+            await asyncio.wait([task for _, task in self._asking.values()], timeout=patience)
+        for name, engine in self.engines.items():
+            problem = self._answered(name)
+            self._say(name, problem)
+            if problem:
+                found.problem = f"{name}: {problem}"
+            at, seen = self._facts.get(name, (0.0, {}))
+            if problem and time.monotonic() - at > self.conf.backend.down_after:
                 continue
             for field, value in seen.items():
                 if field in ("cpus", "memory", "containers") and engine.shared and len(self.engines) > 1:
@@ -228,6 +241,23 @@ class Server(backend_rpc.Backend):
                 else:
                     setattr(found, field, value)
         return found
+
+    def _answered(self, name: str) -> str:
+        """Keep what an engine that was asked has answered; return why it has not, as far as that is known."""
+        since, task = self._asking[name]
+        now = time.monotonic()
+        if task.done():
+            del self._asking[name]
+            try:
+                self._facts[name] = now, task.result()
+            except errors.MagnumError as error:
+                return error.detail
+            return ""
+        if now - since < FACTS_SECONDS:
+            return self._said.get(name, "")
+        task.cancel()
+        del self._asking[name]
+        return f"no answer within {FACTS_SECONDS:g} s"
 
     async def _beat(self) -> None:
         while True:

@@ -4,14 +4,24 @@ Called by ``magnum-manage db``, by ``magnum-standalone`` at its start, and by th
 conductor, which waits until the database is as it needs it.
 """
 
+import asyncio
+import collections.abc
 import pathlib
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext import asyncio as sa_asyncio
 
+from magnum.db import store
+
 HEAD = "0001"
 """The revision that this version of Magnum works with."""
+
+ATTEMPTS = 20
+"""Times that a change of the tables is tried while programs' transactions are in its way."""
+LOCK_SECONDS = 3
+"""How long a change waits for a table on PostgreSQL: all who come after it wait as long."""
+AGAIN_SECONDS = 0.5
 
 _FOLDER = pathlib.Path(__file__).parent / "migrations"
 
@@ -32,9 +42,28 @@ def _version(connection: sa.Connection) -> str | None:
 async def upgrade(engine: sa_asyncio.AsyncEngine) -> str:
     """Bring the database to ``HEAD``, which is returned. Nothing is done, and alembic not even loaded, if it is there."""
     if await version(engine) != HEAD:
-        async with engine.begin() as connection:
-            await connection.run_sync(_upgrade)
+        await change(engine, _upgrade)
     return HEAD
+
+
+async def change(engine: sa_asyncio.AsyncEngine, work: collections.abc.Callable[[sa.Connection], None]) -> None:
+    """Run ``work``, which changes tables, in one transaction, while programs use them.
+
+    Where their locks are in its way it is undone and tried again; MariaDB, which cannot undo such a change, has it wait
+    and gives way to no program. Raises SQLAlchemy's errors.
+    """
+    undoes = engine.dialect.name != "mysql"
+    for left in reversed(range(ATTEMPTS if undoes else 1)):
+        try:
+            async with engine.begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
+                await connection.run_sync(work)
+            return
+        except sa.exc.DBAPIError as error:
+            if not left or not store.met_another(error):
+                raise
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 def _configuration(connection: sa.Connection) -> Any:

@@ -131,7 +131,7 @@ def _cause(error: sa.exc.DBAPIError) -> tuple[str, int]:
     return str(getattr(original, "sqlstate", "") or ""), number if isinstance(number, int) else 0
 
 
-def _met_another(error: sa.exc.DBAPIError) -> bool:
+def met_another(error: sa.exc.DBAPIError) -> bool:
     """Return whether the transaction is worth repeating: it lost against another one."""
     state, number = _cause(error)
     if isinstance(error, sa.exc.IntegrityError):
@@ -146,7 +146,7 @@ def _ours(error: Exception) -> errors.MagnumError:
         state, number = _cause(error)
         if state == "42P01" or number == 1146 or "no such table" in str(error.orig):
             return errors.Unavailable("the database lacks this version's tables: run magnum-manage db upgrade")
-        if _met_another(error):
+        if met_another(error):
             return errors.Conflict("others keep changing the same; try again")
     # without the SQL and its values, which are not the asker's business
     words = str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__]
@@ -235,7 +235,7 @@ class Store:
                 return result
             except sa.exc.DBAPIError as error:
                 # a connection lost at the commit leaves open whether it happened: the caller has to look
-                again = _met_another(error) or (error.connection_invalidated and not committing and attempt < 2)
+                again = met_another(error) or (error.connection_invalidated and not committing and attempt < 2)
                 if not again or attempt == ATTEMPTS - 1:
                     raise _ours(error) from error
                 metrics.REPEATS.inc()

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from magnum import context as contexts
-from magnum import errors, metrics, tracing
+from magnum import errors, hands, metrics, tracing
 
 LOG = structlog.get_logger(__name__)
 
@@ -240,21 +240,36 @@ def unpack_context(message: Message) -> contexts.Context:
 I = TypeVar("I", bound=Interface)  # noqa: E741
 
 
-def client(interface: type[I], transport: Transport, topic: str, *, timeout: float = 60.0) -> I:
+def client(
+    interface: type[I], transport: Transport, topic: str, *, timeout: float = 60.0, turns: hands.Hands | None = None
+) -> I:
     """Return an ``interface`` whose methods call the server of ``topic``.
 
-    ``timeout``: seconds, for calls whose context has no deadline of its own.
+    ``timeout``: seconds, for calls whose context has no deadline of its own. ``turns``: how many calls are in hand at
+    once; those that wait are made in turns of their contexts' projects.
     """
     namespace: dict[str, Any] = {}
     for name, signature in _signatures(interface).items():
-        namespace[name] = _remote(name, signature, transport, topic, timeout)
+        namespace[name] = _remote(name, signature, transport, topic, timeout, turns)
     derived = type(f"{interface.__name__}Client", (interface,), namespace)
     return typing.cast(I, derived())
 
 
 def _remote(
-    name: str, signature: _Signature, transport: Transport, topic: str, timeout: float
+    name: str, signature: _Signature, transport: Transport, topic: str, timeout: float, turns: hands.Hands | None
 ) -> collections.abc.Callable[..., Any]:
+    async def in_turn(self: Any, context: contexts.Context, *args: Any, **kwargs: Any) -> Any:
+        assert turns is not None
+        try:
+            async with asyncio.timeout(context.remaining()):
+                await turns.take(context.project_id)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(f"others' calls left no time to call {name}") from None
+        try:
+            return await remote(self, context, *args, **kwargs)
+        finally:
+            turns.release()
+
     async def remote(self: Any, context: contexts.Context, *args: Any, **kwargs: Any) -> Any:
         left = context.remaining()
         message = Message(
@@ -280,8 +295,9 @@ def _remote(
                 raise errors.from_wire(answer.error)
         return answer.result
 
-    remote.__name__ = name
-    return remote
+    found = remote if turns is None or not signature.meta.answers else in_turn
+    found.__name__ = name
+    return found
 
 
 Admit = collections.abc.Callable[[Message, contexts.Context], None]

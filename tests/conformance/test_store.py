@@ -6,6 +6,7 @@ import datetime
 import uuid
 
 import pytest
+import sqlalchemy as sa
 
 from magnum import config, errors, objects
 from magnum import context as contexts
@@ -221,6 +222,33 @@ async def test_a_writer_whose_caller_goes_away_still_writes(db, project):
 
     await db.close()
     assert await db.read(project, lambda tx: tx.by_uuid(CONTAINER, item.uuid)) is not None
+
+
+async def test_tables_change_under_a_writer_that_holds_them_the_other_way_round(url, db, project):
+    changing = asyncio.Event()
+
+    async def work(tx):
+        await tx.hosts(lock=True)
+        changing.set()
+        # until the change has the one table and waits for the other
+        await asyncio.sleep(1)
+        return await tx.page(CONTAINER, base.Query())
+
+    def change(connection):
+        for table in ("containers", "hosts"):
+            connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN later INTEGER"))
+
+    engine = store.connect(url)
+    writing = asyncio.create_task(db.write(project, work))
+    await changing.wait()
+    try:
+        await schema.change(engine, change)
+        assert await writing == ([], False)
+        assert len(await schema.differences(engine)) == 2
+    finally:
+        for table in ("containers", "hosts"):
+            await schema.change(engine, lambda c, t=table: c.execute(sa.text(f"ALTER TABLE {t} DROP COLUMN later")))
+        await engine.dispose()
 
 
 async def test_shares_of_a_bay_come_and_go(db, project):

@@ -392,7 +392,7 @@ def test_while_neutron_is_down_what_runs_goes_on_and_what_is_new_waits(wired, al
         assert one.gets(near.ip) == near.made["name"] and one.gets(far.ip) == far.made["name"]
         status, made = alpha.ask("POST", "/v1/containers?wait=3", {
             "bay_uuid": ours["uuid"], "name": "waits", "image": image, "command": SERVE, "start": True})  # fmt: skip
-        assert (status, made["status"]) == (202, "Creating"), made
+        assert (status, made.get("status")) == (202, "Creating"), made
         reason = until(lambda: alpha.show("containers", made["uuid"])["status_reason"], 20)
         assert reason.startswith("waits: Neutron does not answer"), reason
         status, stopped = alpha.ask("PUT", f"/v1/containers/{near.made['uuid']}/reboot?wait=30")
@@ -431,7 +431,9 @@ def test_a_backend_that_is_killed_at_any_step_leaves_one_port_a_container(wired,
             for name in list(wired.hosts):
                 wired.kill(name, signal.SIGKILL)
                 wired.start(name)
-        made = [task.result()[1]["uuid"] for task in tasks]
+        answers = [task.result() for task in tasks]
+    assert {status for status, _ in answers} == {202}, answers
+    made = [body["uuid"] for _, body in answers]
     wired.ready()
     for uuid in made:
         until(lambda uuid=uuid: alpha.show("containers", uuid)["status"] == "Running", 60)

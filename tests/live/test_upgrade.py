@@ -9,7 +9,7 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from magnum.db import store
+from magnum.db import schema, store
 from testbed import base
 from tests.deployment import BIN, Deployment, until
 from tests.live import conftest
@@ -80,10 +80,10 @@ class Tenant(threading.Thread):
 def _alter(cloud, *statements):
     async def run():
         engine = store.connect(cloud.settings["database"]["connection"])
-        async with engine.begin() as connection:
-            for statement in statements:
-                await connection.execute(sa.text(statement))
-        await engine.dispose()
+        try:
+            await schema.change(engine, lambda connection: [connection.execute(sa.text(s)) for s in statements])
+        finally:
+            await engine.dispose()
 
     asyncio.run(run())
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from magnum.backend import hands
+from magnum import hands
 
 
 async def test_one_that_asks_for_much_holds_up_its_own_alone():

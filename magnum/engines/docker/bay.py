@@ -36,14 +36,15 @@ class Bay(base.Driver):
         self._wires = wired.wires
 
     async def _apply_neutron(self, item: bays.Bay, verb: str) -> base.Outcome:
+        waits = _waiting(item, verb)
         try:
             # the first makes it for all; another may become the first later, and there is nothing to make then
             first = item.spec.members[:1] in ([], [self._conf.host])
             facts = await neutron.ensure(self._wires.client, self._conf, item, make=first)
         except neutron.Waits as error:
-            return base.Outcome(status=f"{verb}_IN_PROGRESS", reason=error.detail, pending=True, retry_after=1.0)
+            return base.Outcome(status=waits, reason=error.detail, pending=True, retry_after=1.0)
         except errors.Unavailable as error:
-            return base.Outcome(status=f"{verb}_IN_PROGRESS", reason=error.detail, pending=True, retry_after=2.0)
+            return base.Outcome(status=waits, reason=error.detail, pending=True, retry_after=2.0)
         except errors.MagnumError as error:
             return base.Outcome(status=f"{verb}_FAILED", reason=str(error), retry_after=RETRY_SECONDS)
         self._wires.keep_bay(item.uuid, facts)
@@ -66,7 +67,7 @@ class Bay(base.Driver):
         except errors.MagnumError as error:
             passes = any(words in error.detail.lower() for words in SWARM_AWAY)
             if passes and not error.detail.startswith("pulling "):
-                status = f"{verb}_IN_PROGRESS"
+                status = _waiting(item, verb)
                 return base.Outcome(status=status, reason=error.detail, pending=True, retry_after=SWARM_SECONDS)
             return base.Outcome(status=f"{verb}_FAILED", reason=error.detail, retry_after=RETRY_SECONDS)
 
@@ -130,3 +131,9 @@ class Bay(base.Driver):
             "node_addresses": [address], "master_addresses": [],
             "coe_version": (await self._client.version()).version, "network": network, "subnet": subnet,
         }  # fmt: skip
+
+
+def _waiting(item: bays.Bay, verb: str) -> str:
+    """Return the status of a share that waits for what passes: one that was whole stays so, and takes containers."""
+    whole = item.status.endswith("_COMPLETE") and item.observed_generation >= item.generation
+    return item.status if whole else f"{verb}_IN_PROGRESS"

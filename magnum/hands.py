@@ -1,6 +1,7 @@
-"""How many objects are worked on at once, and whose turn it is: the projects that wait take turns, each its own in order.
+"""How much is worked on at once, and whose turn it is: the projects that wait take turns, each its own in order.
 
-So a tenant who asks for a thousand containers holds up its own, and not another's one. Used by ``backend.work``.
+So a tenant who asks for a thousand containers holds up its own, and not another's one. Used by ``backend.work`` for
+rounds at an engine and by ``rpc.base`` for the api's calls of the conductor.
 """
 
 import asyncio
@@ -19,13 +20,14 @@ class Hands:
     @contextlib.asynccontextmanager
     async def one(self, project: str) -> collections.abc.AsyncIterator[None]:
         """Hold a hand for work of ``project``."""
-        await self._take(project)
+        await self.take(project)
         try:
             yield
         finally:
-            self._release()
+            self.release()
 
-    async def _take(self, project: str) -> None:
+    async def take(self, project: str) -> None:
+        """Wait for a hand for ``project``; whoever has it gives it back by ``release``."""
         if self._free and not self._waiting:
             self._free -= 1
             return
@@ -36,7 +38,7 @@ class Hands:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 # it was given just as its taker was cancelled
-                self._release()
+                self.release()
             else:
                 self._drop(project, turn)
             raise
@@ -48,7 +50,8 @@ class Hands:
             if not line:
                 del self._waiting[project]
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give a hand back: to whose turn it is."""
         while self._waiting:
             project, line = next(iter(self._waiting.items()))
             turn = line.popleft()
