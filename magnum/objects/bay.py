@@ -154,12 +154,19 @@ def combine(bay: Bay, placements: list[base.Placement]) -> tuple[str, str | None
         if placement.status.endswith("FAILED"):
             failed = True
             reasons.append(f"{placement.host}: {placement.reason}")
-        elif placement.generation < bay.generation or not placement.status.endswith("COMPLETE"):
-            behind = True
-            if placement.reason:
-                reasons.append(f"{placement.host}: {placement.reason}")
+            continue
+        behind = behind or placement.generation < bay.generation or not placement.status.endswith("COMPLETE")
+        if placement.reason:
+            reasons.append(f"{placement.host}: {placement.reason}")
     status = f"{verb}_FAILED" if failed else f"{verb}_IN_PROGRESS" if behind else f"{verb}_COMPLETE"
     return status, "; ".join(reasons) or None, state
+
+
+def waiting(item: Bay) -> str:
+    """Return the status of a host's share that waits for what passes: one that was whole stays so, and takes containers."""
+    if item.status.endswith("_COMPLETE") and item.observed_generation >= item.generation:
+        return item.status
+    return f"{item.status.partition('_')[0] or 'CREATE'}_IN_PROGRESS"
 
 
 def act(item: Bay, action: str, engine: str) -> None:

@@ -36,7 +36,7 @@ class Bay(base.Driver):
         self._wires = wired.wires
 
     async def _apply_neutron(self, item: bays.Bay, verb: str) -> base.Outcome:
-        waits = _waiting(item, verb)
+        waits = bays.waiting(item)
         try:
             # the first makes it for all; another may become the first later, and there is nothing to make then
             first = item.spec.members[:1] in ([], [self._conf.host])
@@ -67,7 +67,7 @@ class Bay(base.Driver):
         except errors.MagnumError as error:
             passes = any(words in error.detail.lower() for words in SWARM_AWAY)
             if passes and not error.detail.startswith("pulling "):
-                status = _waiting(item, verb)
+                status = bays.waiting(item)
                 return base.Outcome(status=status, reason=error.detail, pending=True, retry_after=SWARM_SECONDS)
             return base.Outcome(status=f"{verb}_FAILED", reason=error.detail, retry_after=RETRY_SECONDS)
 
@@ -131,9 +131,3 @@ class Bay(base.Driver):
             "node_addresses": [address], "master_addresses": [],
             "coe_version": (await self._client.version()).version, "network": network, "subnet": subnet,
         }  # fmt: skip
-
-
-def _waiting(item: bays.Bay, verb: str) -> str:
-    """Return the status of a share that waits for what passes: one that was whole stays so, and takes containers."""
-    whole = item.status.endswith("_COMPLETE") and item.observed_generation >= item.generation
-    return item.status if whole else f"{verb}_IN_PROGRESS"

@@ -64,7 +64,7 @@ class Bay(base.Driver):
         except errors.Unavailable:
             raise
         except neutron.Waits as error:
-            return base.Outcome(status=f"{verb}_IN_PROGRESS", reason=error.detail, pending=True, retry_after=2.0)
+            return base.Outcome(status=bay.waiting(item), reason=error.detail, pending=True, retry_after=2.0)
         except errors.MagnumError as error:
             return base.Outcome(status=f"{verb}_FAILED", reason=str(error), retry_after=objects.AGAIN)
 
