@@ -118,10 +118,13 @@ class Api:
         await self.auth.close()
         await self.audit.close()
 
-    def _failed(self, request: Any, error: Exception) -> litestar.Response[bytes]:
-        served: routing.Served = request.scope[routing.KEY]
+    def told(self, error: Exception, served: routing.Served) -> routing.Answer:
+        """Return the answer that tells of what was raised while a request was served, and keep it with the request."""
         served.error = translated(error)
-        answer = failure(served.error, served, self.auth.challenge)
+        return failure(served.error, served, self.auth.challenge)
+
+    def _failed(self, request: Any, error: Exception) -> litestar.Response[bytes]:
+        answer = self.told(error, request.scope[routing.KEY])
         return litestar.Response(
             content=routing.encode(answer.body), media_type=answer.media_type, status_code=answer.status,
             headers=answer.headers,
