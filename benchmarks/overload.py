@@ -22,6 +22,7 @@ import time
 import aiohttp
 import psutil
 
+from benchmarks import table
 from testbed import base, docker, postgresql, rabbitmq
 from tests.conftest import hosts
 from tests.deployment import Deployment
@@ -30,11 +31,6 @@ TIMES = 4
 CLIENTS = 8
 QUIET_EVERY = 0.5
 SPAWN = multiprocessing.get_context("spawn")
-
-
-def _p(values: list[float], share: float) -> float:
-    found = sorted(values)
-    return found[min(int(len(found) * share), len(found) - 1)] if found else float("nan")
 
 
 class Asker:
@@ -138,21 +134,21 @@ async def _measure(cloud: Deployment, seconds: float) -> dict[str, object]:
         ended = time.monotonic()
         quiet, answers = await calm
         pool.shutdown()
-        bound = 2 * max(_p(before, 0.99), 0.01)
+        bound = 2 * max(table.quantile(before, 0.99), 0.01)
         while True:
             after = Asker(session, cloud.url, "quiet")
             await _closed([after], 1)
-            if _p(after.took, 0.99) <= bound:
+            if after.took and table.quantile(after.took, 0.99) <= bound:
                 break
         recovered = time.monotonic() - ended
     good = flood.took
     return {
         "sustainable_per_second": round(rate, 1), "asked_per_second": round(TIMES * rate, 1),
         "flood_answers": dict(flood.codes), "flood_p50_ms": round(statistics.median(good) * 1e3, 1),
-        "flood_p99_ms": round(_p(good, 0.99) * 1e3, 1), "quiet_p99_before_ms": round(_p(before, 0.99) * 1e3, 1),
+        "flood_p99_ms": round(table.quantile(good, 0.99) * 1e3, 1), "quiet_p99_before_ms": round(table.quantile(before, 0.99) * 1e3, 1),
         "quiet_p50_before_ms": round(statistics.median(before) * 1e3, 1),
         "quiet_p50_in_flood_ms": round(statistics.median(quiet) * 1e3, 1),
-        "quiet_p99_in_flood_ms": round(_p(quiet, 0.99) * 1e3, 1), "quiet_answers": answers,
+        "quiet_p99_in_flood_ms": round(table.quantile(quiet, 0.99) * 1e3, 1), "quiet_answers": answers,
         "memory_idle_mb": idle, "memory_most_mb": most, "recovered_after_s": round(recovered, 1),
     }  # fmt: skip
 
