@@ -118,7 +118,7 @@ class Deployment:
                         "state_dir": folder / "state", "metrics_port": self.metrics_ports["conductor"]},
             "database": {"connection": postgresql.database(name)},
             "api": {"port": self.port, "auth_strategy": "noauth"},
-            "backend": {"beat_interval": 0.5, "down_after": 4},
+            "backend": {"beat_interval": 0.5, "down_after": 6},
             "conductor": {"host_grace": 3},
             "docker": {
                 "pause_image": images.PAUSE, "pause_command": ",".join(images.PAUSE_COMMAND), "restart_backoff": 0.5,
