@@ -56,6 +56,9 @@ API_OPTS: list[cfg.Opt] = [
                help="Requests that a process serves at once; above it is 503. Streams are counted apart."),
     cfg.IntOpt("max_project_requests", default=200, min=1,
                help="Requests of one project that a process serves at once; above it is 429."),
+    cfg.FloatOpt("max_project_rate", default=0, min=0,
+                 help="Requests a second of one project that a process takes, in bursts of up to a second's worth; above it is "
+                 "429. 0: as many as come."),
     cfg.IntOpt("max_calls", default=8, min=1,
                help="Calls of the conductor that a process has in hand at once; the projects whose requests wait take turns."),
     cfg.IntOpt("max_streams", default=1000, min=1, help="Open event, log and WebSocket streams of a process at most."),

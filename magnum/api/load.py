@@ -1,4 +1,4 @@
-"""How many requests a process has in hand, in all and of one project: what is too much is refused at once.
+"""How many requests a process has in hand, in all and of one project, and how fast they come: too much is refused at once.
 
 A refusal costs little, an answer that comes too late costs everyone. Called by ``routing`` around every handler.
 """
@@ -6,13 +6,19 @@ A refusal costs little, an answer that comes too late costs everyone. Called by 
 import collections
 import collections.abc
 import contextlib
+import math
+import time
 
 from oslo_config import cfg
 
 from magnum import errors
 
 RETRY_AFTER = 1
-"""Seconds after which a client that was refused may come again."""
+"""Seconds after which a client that was refused for what is in hand may come again."""
+BURST = 1.0
+"""Seconds' worth of requests that a project may send at once and be within its rate."""
+PROJECTS = 10_000
+"""Projects whose pace is kept before those that have been quiet for long enough are forgotten."""
 
 
 class Load:
@@ -23,6 +29,9 @@ class Load:
         self._most_of_one = conf.api.max_project_requests
         self.in_hand = 0
         self._of: collections.Counter[str] = collections.Counter()
+        self._rate: float = conf.api.max_project_rate
+        self._due: dict[str, float] = {}
+        """Project → when the next of its requests would come if all had kept the rate: GCRA, ITU-T I.371."""
 
     @contextlib.contextmanager
     def request(self) -> collections.abc.Iterator[None]:
@@ -39,7 +48,9 @@ class Load:
 
     @contextlib.contextmanager
     def of(self, project: str) -> collections.abc.Iterator[None]:
-        """Have a request of ``project`` in hand. Raises TooMany if it has too many already."""
+        """Have a request of ``project`` in hand. Raises TooMany if it has too many already, or they come too fast."""
+        if self._rate:
+            self._pace(project)
         if self._of[project] >= self._most_of_one:
             raise errors.TooMany(
                 f"your project has {self._of[project]} requests in progress here, and no more are taken",
@@ -52,3 +63,16 @@ class Load:
             self._of[project] -= 1
             if not self._of[project]:
                 del self._of[project]
+
+    def _pace(self, project: str) -> None:
+        now = time.monotonic()
+        due = max(self._due.get(project, now), now)
+        early = due - now - BURST
+        if early > 0:
+            raise errors.TooMany(
+                f"your project asks for more than the {self._rate:g} requests a second that are taken here",
+                retry_after=math.ceil(early),
+            )
+        if len(self._due) >= PROJECTS:
+            self._due = {name: then for name, then in self._due.items() if then > now}
+        self._due[project] = due + 1 / self._rate

@@ -1,6 +1,7 @@
 """Too much at once: refused at once, with a time to come again, and only to who asks too much."""
 
 import concurrent.futures
+import time
 import urllib.error
 import urllib.request
 
@@ -17,6 +18,24 @@ def _headers(url, project):
             return answer.status, answer.headers
     except urllib.error.HTTPError as error:
         return error.code, error.headers
+
+
+def test_who_asks_too_fast_is_held_to_the_rate(cloud):
+    rate = 10
+    with cloud.another_api("paced", {"api": {"max_project_rate": rate}}) as (port, _):
+        url = f"http://127.0.0.1:{port}"
+        began = time.monotonic()
+        found = [_headers(url, "fast") for _ in range(5 * rate)]
+        taken, seconds = [status for status, _ in found].count(200), time.monotonic() - began
+        refused = [headers for status, headers in found if status == 429]
+        # a burst of a second's worth, and what the time has allowed since
+        assert rate < taken <= rate * (1 + seconds) + 1 and len(refused) == len(found) - taken
+        assert {headers["Retry-After"] for headers in refused} <= {"1"}
+        # it is nobody else's rate, and its own again after the time that it was told
+        assert _headers(url, "slow")[0] == 200
+        if refused:
+            time.sleep(int(refused[-1]["Retry-After"]))
+        assert _headers(url, "fast")[0] == 200
 
 
 def test_who_asks_too_much_is_told_when_to_come_again(cloud, docker_hosts):

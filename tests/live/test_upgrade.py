@@ -1,9 +1,7 @@
 """An upgrade: the database first, under the old programs, then the programs one by one, under load."""
 
 import asyncio
-import contextlib
 import signal
-import subprocess
 import threading
 
 import pytest
@@ -11,7 +9,7 @@ import sqlalchemy as sa
 
 from magnum.db import schema, store
 from testbed import base
-from tests.deployment import BIN, Deployment, until
+from tests.deployment import Deployment, until
 from tests.live import conftest
 
 CLIENTS = 3
@@ -22,24 +20,6 @@ def rolling(docker_hosts, tmp_path_factory):
     conftest.servers()
     name = f"rolling-{base.TAG}"
     yield from conftest.running(Deployment(name, tmp_path_factory.mktemp("rolling"), docker_hosts[:2]))
-
-
-@contextlib.contextmanager
-def _another_conductor(cloud):
-    """Run one more conductor, as an installation has that is upgraded without a pause."""
-    cloud._write("second.conf", {"DEFAULT": {"host": f"{cloud.name}-second", "metrics_port": 0}})
-    argv = [
-        str(BIN / "magnum-conductor"),
-        *(w for n in ("magnum", "second") for w in ("--config-file", cloud.folder / f"{n}.conf")),
-    ]
-    with open(cloud.folder / "second.log", "ab") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=out)
-    try:
-        until(lambda: "serving" in (cloud.folder / "second.log").read_text())
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
 
 
 class Tenant(threading.Thread):
@@ -95,7 +75,7 @@ def test_no_request_fails_twice_while_everything_is_replaced(rolling, docker_hos
     status, made = cloud.request("POST", "/v1/bays?wait=60", {"name": "b", "baymodel_id": "m", "node_count": 2}, asker)
     assert (status, made["status"]) == (201, "CREATE_COMPLETE"), made
     ended = threading.Event()
-    with cloud.another_api("other", {"DEFAULT": {"metrics_port": 0}}) as (port, _), _another_conductor(cloud):
+    with cloud.another_api("other", {"DEFAULT": {"metrics_port": 0}}) as (port, _), cloud.another_conductor():
         apis = (cloud.request, cloud.at(port))
         tenants = [Tenant(apis, number, docker_hosts[0].image, ended) for number in range(CLIENTS)]
         for tenant in tenants:
