@@ -1,5 +1,7 @@
 """Audit: who changed what, or was refused. One structured log line each, and if wanted a CADF event over AMQP.
 
+What is turned away for its number alone (429) is counted by ``metrics``, and not told of.
+
 Only the head of a request is told, without its query: no token, body or
 environment of a tenant. The log is the record; events wait for the broker, up to
 ``WAITING`` of them.
@@ -59,7 +61,7 @@ class Audit:
     def tell(self, served: routing.Served, scope: Any, method: str, status: int) -> None:
         """Tell of a request that was answered with ``status``, if it is one that is told of."""
         refused = status in (401, 403)
-        # what was turned away for its number alone is counted, not told: a flood is not to be made costlier by its lines
+        # a flood is not to be made costlier by its lines
         if (
             served.public
             or status == errors.TooMany.status

@@ -49,13 +49,14 @@ class Load:
     @contextlib.contextmanager
     def of(self, project: str) -> collections.abc.Iterator[None]:
         """Have a request of ``project`` in hand. Raises TooMany if it has too many already, or they come too fast."""
-        if self._rate:
-            self._pace(project)
         if self._of[project] >= self._most_of_one:
             raise errors.TooMany(
                 f"your project has {self._of[project]} requests in progress here, and no more are taken",
                 retry_after=RETRY_AFTER,
             )
+        if self._rate:
+            # of what is taken: what was refused above is not of its pace
+            self._pace(project)
         self._of[project] += 1
         try:
             yield
@@ -66,7 +67,7 @@ class Load:
 
     def _pace(self, project: str) -> None:
         now = time.monotonic()
-        due = max(self._due.get(project, now), now)
+        due = max(self._due.get(project, 0.0), now)
         early = due - now - BURST
         if early > 0:
             raise errors.TooMany(

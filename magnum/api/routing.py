@@ -205,22 +205,19 @@ def route(api: "app.Api", operation: Operation) -> handlers.HTTPRouteHandler:
         served.route = label
         served.rule = rule or ""
         served.public = operation.public
-        if operation.public:
-            # health and metrics are to be seen at the worst of times, too
-            return await serve(scope, served, contexts.Context(request_id=served.request_id), request)
         try:
-            return await counted(scope, served, request)
+            if operation.public:
+                # health and metrics are to be seen at the worst of times, too
+                return await serve(scope, served, contexts.Context(request_id=served.request_id), request)
+            with api.load.request():
+                context = await api.auth.identify(
+                    served.headers, served.request_id, served.global_id, scope["method"], scope["path"]
+                )
+                with api.load.of(context.project_id):
+                    return await serve(scope, served, context, request)
         except errors.MagnumError as error:
             # Litestar's own way of telling of an error takes several times as long, and refusals come in floods
             return respond(api.told(error, served))
-
-    async def counted(scope: Any, served: Served, request: Any) -> ASGIApp:
-        with api.load.request():
-            context = await api.auth.identify(
-                served.headers, served.request_id, served.global_id, scope["method"], scope["path"]
-            )
-            with api.load.of(context.project_id):
-                return await serve(scope, served, context, request)
 
     async def serve(scope: Any, served: Served, context: contexts.Context, request: Any) -> ASGIApp:
         served.context = context

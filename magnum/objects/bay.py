@@ -132,13 +132,18 @@ def patch(old: Bay, spec: BaySpec) -> Any:
     return check(spec)
 
 
+def verb(item: Bay) -> str:
+    """Return the change that a bay's status tells of: CREATE, UPDATE or DELETE."""
+    return item.status.partition("_")[0] or "CREATE"
+
+
 def combine(bay: Bay, placements: list[base.Placement]) -> tuple[str, str | None, Any]:
     """Return the bay's (status, reason, state) from those of its hosts.
 
     The verb of the status is that of the change in progress; a failure of one
     host is the whole's, with the host's name in front of its words.
     """
-    verb = "DELETE" if bay.deleting else bay.status.partition("_")[0] or "CREATE"
+    word = "DELETE" if bay.deleting else verb(bay)
     state = BayState(hosts={p.host: p.status for p in placements})
     reasons, failed, behind = [], False, False
     for placement in placements:
@@ -158,7 +163,7 @@ def combine(bay: Bay, placements: list[base.Placement]) -> tuple[str, str | None
         behind = behind or placement.generation < bay.generation or not placement.status.endswith("COMPLETE")
         if placement.reason:
             reasons.append(f"{placement.host}: {placement.reason}")
-    status = f"{verb}_FAILED" if failed else f"{verb}_IN_PROGRESS" if behind else f"{verb}_COMPLETE"
+    status = f"{word}_FAILED" if failed else f"{word}_IN_PROGRESS" if behind else f"{word}_COMPLETE"
     return status, "; ".join(reasons) or None, state
 
 
@@ -166,7 +171,7 @@ def waiting(item: Bay) -> str:
     """Return the status of a host's share that waits for what passes: one that was whole stays so, and takes containers."""
     if item.status.endswith("_COMPLETE") and item.observed_generation >= item.generation:
         return item.status
-    return f"{item.status.partition('_')[0] or 'CREATE'}_IN_PROGRESS"
+    return f"{verb(item)}_IN_PROGRESS"
 
 
 def act(item: Bay, action: str, engine: str) -> None:

@@ -10,6 +10,7 @@ Who calls: cmd wires ``serve`` and ``client`` to a ``Transport``.
 import abc
 import asyncio
 import collections.abc
+import functools
 import inspect
 import time
 import typing
@@ -250,26 +251,15 @@ def client(
     """
     namespace: dict[str, Any] = {}
     for name, signature in _signatures(interface).items():
-        namespace[name] = _remote(name, signature, transport, topic, timeout, turns)
+        remote = _remote(name, signature, transport, topic, timeout)
+        namespace[name] = remote if turns is None or not signature.meta.answers else _in_turn(remote, turns)
     derived = type(f"{interface.__name__}Client", (interface,), namespace)
     return typing.cast(I, derived())
 
 
 def _remote(
-    name: str, signature: _Signature, transport: Transport, topic: str, timeout: float, turns: hands.Hands | None
+    name: str, signature: _Signature, transport: Transport, topic: str, timeout: float
 ) -> collections.abc.Callable[..., Any]:
-    async def in_turn(self: Any, context: contexts.Context, *args: Any, **kwargs: Any) -> Any:
-        assert turns is not None
-        try:
-            async with asyncio.timeout(context.remaining()):
-                await turns.take(context.project_id)
-        except TimeoutError:
-            raise errors.DeadlineExceeded(f"others' calls left no time to call {name}") from None
-        try:
-            return await remote(self, context, *args, **kwargs)
-        finally:
-            turns.release()
-
     async def remote(self: Any, context: contexts.Context, *args: Any, **kwargs: Any) -> Any:
         left = context.remaining()
         message = Message(
@@ -295,9 +285,24 @@ def _remote(
                 raise errors.from_wire(answer.error)
         return answer.result
 
-    found = remote if turns is None or not signature.meta.answers else in_turn
-    found.__name__ = name
-    return found
+    remote.__name__ = name
+    return remote
+
+
+def _in_turn(remote: collections.abc.Callable[..., Any], turns: hands.Hands) -> collections.abc.Callable[..., Any]:
+    @functools.wraps(remote)
+    async def waiting(self: Any, context: contexts.Context, *args: Any, **kwargs: Any) -> Any:
+        try:
+            async with asyncio.timeout(context.remaining()):
+                await turns.take(context.project_id)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(f"others' calls left no time to call {remote.__name__}") from None
+        try:
+            return await remote(self, context, *args, **kwargs)
+        finally:
+            turns.release()
+
+    return waiting
 
 
 Admit = collections.abc.Callable[[Message, contexts.Context], None]

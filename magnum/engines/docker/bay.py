@@ -52,7 +52,7 @@ class Bay(base.Driver):
         return base.Outcome(status=f"{verb}_COMPLETE", state=await self._state(facts.net.name, facts.cidr))
 
     async def apply(self, item: bays.Bay, progress: base.Progress) -> base.Outcome:
-        verb = item.status.partition("_")[0] or "CREATE"
+        verb = bays.verb(item)
         if neutron.is_on(item.spec):
             return await self._apply_neutron(item, verb)
         try:
@@ -72,7 +72,7 @@ class Bay(base.Driver):
             return base.Outcome(status=f"{verb}_FAILED", reason=error.detail, retry_after=RETRY_SECONDS)
 
     async def observe(self, item: bays.Bay) -> base.Outcome:
-        verb = item.status.partition("_")[0] or "CREATE"
+        verb = bays.verb(item)
         if neutron.is_on(item.spec):
             facts = self._wires.bay(item.uuid)
             if facts is not None:

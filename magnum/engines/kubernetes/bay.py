@@ -51,7 +51,7 @@ class Bay(base.Driver):
         return found
 
     async def apply(self, item: bay.Bay, progress: base.Progress) -> base.Outcome:
-        verb = item.status.partition("_")[0] or "CREATE"
+        verb = bay.verb(item)
         try:
             where = self._cluster(item)
             space = where.mirrors["namespaces"].get("", cluster.namespace(item.uuid))
@@ -135,7 +135,7 @@ class Bay(base.Driver):
         self._writes[where.name] = found
 
     async def observe(self, item: bay.Bay) -> base.Outcome:
-        verb = item.status.partition("_")[0] or "CREATE"
+        verb = bay.verb(item)
         try:
             where = self._cluster(item)
         except errors.EngineError as error:
