@@ -51,7 +51,9 @@ async def _simulate(url: str, uuids: list[str], seconds: float) -> dict[str, obj
         name, epoch = f"h{number}", 0
         await asyncio.sleep(random.random() * EVERY)
         while time.monotonic() < end:
-            beat = host.Beat(binary="magnum-backend", host=name, epoch=epoch, facts=facts)
+            # what is free of a disk changes all the time
+            told = msgspec.structs.replace(facts, disk=facts.disk - counts["beats"] * 2**20)
+            beat = host.Beat(binary="magnum-backend", host=name, epoch=epoch, facts=told)
             epoch = await asks.beat(contexts.service(name).within(30), beat)
             counts["beats"] += 1
             await asyncio.sleep(EVERY)

@@ -79,7 +79,7 @@ class Api:
         self.watch = intents.Watch()
         self.conductor = rpc.client(
             conductor_rpc.Conductor, transport, conductor_rpc.TOPIC, timeout=conf.api.call_timeout,
-            turns=hands.Hands(conf.api.max_calls),
+            turns=hands.Hands(conf.api.max_calls, conf.api.max_project_calls),
         )  # fmt: skip
         self.feeds = feeds.Feeds(self.conductor, self.watch)
         self.streams = streams.Listener(

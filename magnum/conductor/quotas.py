@@ -48,21 +48,30 @@ def _asked(kind: base.Kind, spec: Any, old: Any | None) -> dict[str, float]:
 async def check(
     tx: store.Transaction, conf: cfg.ConfigOpts, project: str, kind: base.Kind, spec: Any, old: Any | None = None
 ) -> None:
-    """Hold the project's count until the commit. Raises QuotaExceeded if ``spec`` (instead of ``old``) is too much."""
+    """Hold the project's count until the commit. Raises QuotaExceeded if ``spec`` (instead of ``old``) is too much.
+
+    What is asked for is to be written in the same transaction: it counts for its next check.
+    """
     asked = _asked(kind, spec, old)
     if not asked:
         return
-    await tx.lock_project(project)
-    allowed = limits(conf, await tx.limits(project))
-    if all(allowed[name] < 0 for name in asked):
+    if (count := tx.counted.get(project)) is None:
+        await tx.lock_project(project)
+        count = tx.counted[project] = store.Count(limits=await tx.limits(project))
+    allowed = limits(conf, count.limits)
+    if count.used is None and any(allowed[name] >= 0 for name in asked):
+        count.used = used(await tx.taken(project))
+    if count.used is None:
         return
-    taken = used(await tx.taken(project))
+    taken = count.used
     for name, number in asked.items():
         if 0 <= allowed[name] < taken[name] + number:
             raise errors.QuotaExceeded(
                 f"the project may have {allowed[name]} {name}, uses {taken[name]:g}, and {number:g} more is asked for",
                 resource=name, limit=allowed[name], used=taken[name], asked=number,
             )  # fmt: skip
+    for name, number in asked.items():
+        taken[name] += number
 
 
 async def show(tx: store.Transaction, conf: cfg.ConfigOpts, project: str) -> rpc.Quota:

@@ -24,7 +24,7 @@ from oslo_config import cfg
 
 from magnum import context as contexts
 from magnum import errors, faults, metrics, objects
-from magnum.conductor import causes, quotas, replication, scheduler, services, takeover
+from magnum.conductor import causes, quotas, replication, scheduler, services, takeover, together
 from magnum.db import schema, store, tables
 from magnum.objects import base, bay, explanation, host
 from magnum.rpc import backend as backend_rpc
@@ -41,6 +41,8 @@ NUDGE_AFTER = 5.0
 NUDGE_AGAIN = 10.0
 ROUND = 5.0
 """Seconds between two looks at every bay's controllers, in case another conductor died over one."""
+LANES = 4
+"""Transactions at once, at most, of what hosts tell; each host's go by the same one, in order."""
 TRIM_EVERY = 600.0
 COUNT_EVERY = 5.0
 """Seconds between two counts of what there is, for the metrics."""
@@ -59,6 +61,13 @@ class Server(conductor_rpc.Conductor):
         )
         self.store = store.Store(engine, self._committed)
         self.ready = asyncio.Event()
+        self._creates: together.Together[
+            tuple[object, ...], tuple[contexts.Context, objects.AnyObject], objects.AnyObject
+        ] = together.Together(self._create)
+        self._reports: together.Together[
+            int, tuple[contexts.Context, list[base.Report]], list[objects.AnyObject | None]
+        ] = together.Together(self._report, lambda asked: len(asked[1]))
+        self._beats: together.Together[int, tuple[contexts.Context, host.Beat], int] = together.Together(self._beat)
         self._news: asyncio.Queue[store.Transaction] = asyncio.Queue()
         self._dirty: set[str] = set()
         self._woken = asyncio.Event()
@@ -151,21 +160,50 @@ class Server(conductor_rpc.Conductor):
         if not context.project_id:
             raise errors.Forbidden("only a project can own something, and you are scoped to none")
 
-        async def work(tx: store.Transaction) -> objects.AnyObject:
-            # what was ever made is in the log
-            if await tx.logged([item.uuid]):
-                there = await tx.by_uuid(kind, item.uuid)
-                if there is not None:
-                    return there.shown()  # type: ignore[no-any-return]
-                raise errors.NotFound(f"the {kind.name} {item.uuid} was deleted meanwhile")
-            new = msgspec.convert(msgspec.to_builtins(item), type(item))
-            new.project_id, new.user_id = context.project_id, context.user_id
-            await self._admit(tx, kind, new)
-            await quotas.check(tx, self.conf, new.project_id, kind, new.spec)
-            written: objects.AnyObject = await self._insert(tx, kind, new)
-            return written
+        demand = kind.demand(item.spec)
+        # what goes together locks the same rows in the same order: of one bay, and all of it counted at its hosts or none
+        key = (context.project_id, kind.name, item.bay_uuid, bool(demand.memory or demand.cpus))
+        return await self._creates.do(key, (context, item))
 
-        return await self.store.write(context, work)
+    async def _create(
+        self, asked: list[tuple[contexts.Context, objects.AnyObject]]
+    ) -> list[objects.AnyObject | errors.MagnumError]:
+        async def work(tx: store.Transaction) -> list[objects.AnyObject | errors.MagnumError]:
+            # what was ever made is in the log
+            known = await tx.logged([item.uuid for _, item in asked])
+            answers: list[objects.AnyObject | errors.MagnumError] = []
+            for context, item in asked:
+                tx.context = context
+                try:
+                    made = await (self._made if item.uuid in known else self._wanted)(tx, item)
+                except errors.MagnumError as error:
+                    # nothing of it is written yet
+                    answers.append(error)
+                    continue
+                if item.uuid not in known:
+                    made = await self._insert(tx, objects.kind_of(item), made)
+                    known.add(item.uuid)
+                answers.append(made)
+            return answers
+
+        return await self.store.write(asked[0][0], work)
+
+    async def _made(self, tx: store.Transaction, item: objects.AnyObject) -> Any:
+        """Return what was made as ``item`` as it is by now. Raises NotFound."""
+        kind = objects.kind_of(item)
+        there = await tx.by_uuid(kind, item.uuid)
+        if there is None:
+            raise errors.NotFound(f"the {kind.name} {item.uuid} was deleted meanwhile")
+        return there.shown()
+
+    async def _wanted(self, tx: store.Transaction, item: objects.AnyObject) -> Any:
+        """Return ``item`` ready to be written, as its asker may have it. Raises what ``_admit`` does, QuotaExceeded."""
+        kind = objects.kind_of(item)
+        new = msgspec.convert(msgspec.to_builtins(item), type(item))
+        new.project_id, new.user_id = tx.context.project_id, tx.context.user_id
+        await self._admit(tx, kind, new)
+        await quotas.check(tx, self.conf, new.project_id, kind, new.spec)
+        return new
 
     async def _admit(self, tx: store.Transaction, kind: base.Kind, new: Any) -> None:
         """Join ``new`` to what it hangs on and choose its hosts. Raises NotFound, Conflict, NoHostFits."""
@@ -545,15 +583,23 @@ class Server(conductor_rpc.Conductor):
     # reports
 
     async def report(self, context: contexts.Context, reports: list[base.Report]) -> list[objects.AnyObject | None]:
-        order = sorted(range(len(reports)), key=lambda n: reports[n].uuid)
+        return await self._reports.do(_lane(context.host), (context, reports))
 
-        async def work(tx: store.Transaction) -> list[objects.AnyObject | None]:
-            answers: list[objects.AnyObject | None] = [None] * len(reports)
-            for number in order:
-                answers[number] = await self._take(tx, context.host, reports[number])
+    async def _report(
+        self, asked: list[tuple[contexts.Context, list[base.Report]]]
+    ) -> list[list[objects.AnyObject | None] | errors.MagnumError]:
+        # in one order, so that no two who write the same wait for each other
+        order = sorted((r.uuid, a, n) for a, (_, reports) in enumerate(asked) for n, r in enumerate(reports))
+
+        async def work(tx: store.Transaction) -> list[list[objects.AnyObject | None] | errors.MagnumError]:
+            answers: list[Any] = [[None] * len(reports) for _, reports in asked]
+            for _, place, number in order:
+                context, reports = asked[place]
+                tx.context = context
+                answers[place][number] = await self._take(tx, context.host, reports[number])
             return answers
 
-        return await self.store.write(context, work)
+        return await self.store.write(asked[0][0], work)
 
     async def _take(self, tx: store.Transaction, name: str, report: base.Report) -> Any:
         faults.point("conductor-before-report")
@@ -705,32 +751,51 @@ class Server(conductor_rpc.Conductor):
         if context.host != beat.host:
             raise errors.Forbidden(f"host {context.host!r} is not {beat.host!r}")
 
-        async def work(tx: store.Transaction) -> int:
-            await tx.saw_program(beat.binary, beat.host)
-            if beat.facts is None:
-                return 0
-            found = await tx.hosts(tables.HOSTS.c.name == beat.host, lock=True)
-            machine = found[0] if found else host.Host(uuid=base.new_uuid(), name=beat.host, status="")
-            was = machine.status
-            if not beat.epoch:
-                machine.epoch += 1
-            elif beat.epoch > machine.epoch:
-                # only a database that was restored from an older dump can be behind
-                machine.epoch = beat.epoch
-            elif beat.epoch != machine.epoch:
-                # another backend has taken the name since: it is told so, and changes nothing
-                return machine.epoch
-            machine.facts = beat.facts
-            machine.status_reason = beat.facts.problem
-            machine.status = "disabled" if machine.disabled else "up" if beat.facts.engines else "down"
-            await tx.save_host(machine)
-            if was != machine.status:
-                if "down" in (was, machine.status):
-                    await self._tell_of_host(tx, machine, lost=machine.status == "down")
-                tx.note_host(machine, was)
-            return machine.epoch
+        return await self._beats.do(_lane(beat.host), (context, beat))
 
-        return await self.store.write(context, work)
+    async def _beat(self, asked: list[tuple[contexts.Context, host.Beat]]) -> list[int | errors.MagnumError]:
+        async def work(tx: store.Transaction) -> list[int | errors.MagnumError]:
+            names = {beat.host for _, beat in asked if beat.facts is not None}
+            known = {m.name: m for m in await tx.hosts(tables.HOSTS.c.name.in_(names), lock=True)} if names else {}
+            answers: list[int | errors.MagnumError] = []
+            seen: dict[str, host.Host] = {}
+            for context, beat in asked:
+                tx.context = context
+                answers.append(await self._saw(tx, beat, known, seen) if beat.facts is not None else 0)
+            await tx.saw_hosts(list(seen.values()))
+            await tx.saw_programs({(beat.binary, beat.host) for _, beat in asked})
+            return answers
+
+        return await self.store.write(asked[0][0], work)
+
+    async def _saw(
+        self, tx: store.Transaction, beat: host.Beat, known: dict[str, host.Host], seen: dict[str, host.Host]
+    ) -> int:
+        """Take what a host tells of itself; return its epoch. ``seen``: the known ones that are to be written."""
+        assert beat.facts is not None
+        machine = known.get(beat.host) or host.Host(uuid=base.new_uuid(), name=beat.host, status="")
+        was = machine.status
+        if not beat.epoch:
+            machine.epoch += 1
+        elif beat.epoch > machine.epoch:
+            # only a database that was restored from an older dump can be behind
+            machine.epoch = beat.epoch
+        elif beat.epoch != machine.epoch:
+            # another backend has taken the name since: it is told so, and changes nothing
+            return machine.epoch
+        machine.facts = beat.facts
+        machine.status_reason = beat.facts.problem
+        machine.status = "disabled" if machine.disabled else "up" if beat.facts.engines else "down"
+        if machine.created_at is None:
+            await tx.save_host(machine)
+            known[machine.name] = machine
+        else:
+            seen[machine.name] = machine
+        if was != machine.status:
+            if "down" in (was, machine.status):
+                await self._tell_of_host(tx, machine, lost=machine.status == "down")
+            tx.note_host(machine, was)
+        return machine.epoch
 
     async def _tell_of_host(self, tx: store.Transaction, machine: host.Host, *, lost: bool) -> None:
         """Add to the log what a host that comes or goes means for what lives on it."""
@@ -916,7 +981,7 @@ class Server(conductor_rpc.Conductor):
 
     async def _beat_itself(self) -> None:
         async def work(tx: store.Transaction) -> None:
-            await tx.saw_program("magnum-conductor", self.conf.host)
+            await tx.saw_programs({("magnum-conductor", self.conf.host)})
 
         await self.store.write(contexts.service(), work)
 
@@ -1031,6 +1096,10 @@ class Server(conductor_rpc.Conductor):
             return found
 
         return await self.store.read(contexts.service(), work)
+
+
+def _lane(name: str) -> int:
+    return hash(name) % LANES
 
 
 def _kind(name: str) -> base.Kind:

@@ -88,6 +88,13 @@ class Usage(msgspec.Struct, kw_only=True):
     nodes: int = 0
 
 
+class Count(msgspec.Struct, kw_only=True):
+    """What a transaction that holds a project's lock counted: its own limits, and resource → what is taken, once asked for."""
+
+    limits: dict[str, int]
+    used: dict[str, float] | None = None
+
+
 def connect(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> sa_asyncio.AsyncEngine:
     """Return an engine for ``url`` (``postgresql://``, ``mysql://``, ``sqlite:///``); nothing is opened yet.
 
@@ -246,13 +253,17 @@ class Store:
 
 
 class Transaction:
-    """What one transaction sees and writes. ``events`` and ``kicks`` (host → uuids) are for after the commit."""
+    """What one transaction sees and writes. ``events`` and ``kicks`` (host → uuids) are for after the commit.
+
+    ``context``: in whose name; it may change between two objects. ``counted``: project → what ``quotas`` counted of it.
+    """
 
     def __init__(self, context: contexts.Context, connection: sa_asyncio.AsyncConnection) -> None:
         self.context = context
         self.connection = connection
         self.events: list[base.Event] = []
         self.kicks: dict[str, set[str]] = {}
+        self.counted: dict[str, Count] = {}
 
     # objects
 
@@ -356,6 +367,7 @@ class Transaction:
 
     async def drop(self, kind: base.Kind, uuid: str) -> None:
         """Remove an object with all that hangs on its uuid."""
+        self.counted.clear()
         table = tables.KINDS[kind.name]
         await self.connection.execute(sa.delete(table).where(table.c.uuid == uuid))
         await self.connection.execute(sa.delete(tables.CLAIMS).where(tables.CLAIMS.c.uuid == uuid))
@@ -502,10 +514,7 @@ class Transaction:
         """Write a host, new or known, as just seen (``down``: as just found missing)."""
         table = tables.HOSTS
         machine.updated_at = base.now()
-        values: dict[str, Any] = {
-            "status": machine.status, "status_reason": machine.status_reason, "disabled": machine.disabled,
-            "epoch": machine.epoch, "facts": _encode(machine.facts).decode(), "updated_at": machine.updated_at,
-        }  # fmt: skip
+        values = _told(machine)
         values |= {"down_at": tables.clock()} if down else {"last_seen_at": tables.clock()}
         if machine.created_at is None:
             machine.created_at = machine.updated_at
@@ -528,18 +537,33 @@ class Transaction:
         )
         return {row.name for row in rows}
 
-    async def saw_program(self, binary: str, machine: str) -> None:
-        """Keep a sign of life of a program."""
-        table = tables.PROGRAMS
-        beat = {"last_seen_at": tables.clock(), "report_count": table.c.report_count + 1, "updated_at": base.now()}
-        known = sa.and_(table.c.host == machine, table.c.binary == binary)
-        if not (await self.connection.execute(sa.update(table).where(known).values(beat))).rowcount:
+    async def saw_hosts(self, machines: list[host.Host]) -> None:
+        """Write hosts whose rows are held, as just seen."""
+        for machine in machines:
+            machine.updated_at = base.now()
+        if machines:
             await self.connection.execute(
-                sa.insert(table).values(
-                    host=machine, binary=binary, report_count=1, disabled=False, last_seen_at=tables.clock(),
-                    created_at=base.now(),
-                )
-            )  # fmt: skip
+                _SAW_HOST, [_told(machine) | {"of_name": machine.name} for machine in machines]
+            )
+
+    async def saw_programs(self, seen: set[tuple[str, str]]) -> None:
+        """Keep a sign of life of programs: (binary, host)."""
+        table = tables.PROGRAMS
+        for binary in sorted({binary for binary, _ in seen}):
+            machines = [machine for name, machine in seen if name == binary]
+            values = {"of_binary": binary, "names": machines, "at": base.now()}
+            if (await self.connection.execute(_SAW_PROGRAMS, values)).rowcount == len(machines):
+                continue
+            rows = await self.connection.execute(
+                sa.select(table.c.host).where(table.c.binary == binary, table.c.host.in_(machines))
+            )
+            for machine in sorted(set(machines) - {row.host for row in rows}):
+                await self.connection.execute(
+                    sa.insert(table).values(
+                        host=machine, binary=binary, report_count=1, disabled=False, last_seen_at=tables.clock(),
+                        created_at=base.now(),
+                    )
+                )  # fmt: skip
 
     async def programs(self, alive: float) -> list[host.Program]:
         """Return every program that ever beat; ``up`` if it did within ``alive`` seconds."""
@@ -784,6 +808,25 @@ def _update(table: sa.Table) -> sa.Update:
     return sa.update(table).where(table.c.uuid == sa.bindparam("of_uuid"))
 
 
+_SAW_HOST = (
+    sa.update(tables.HOSTS)
+    .where(tables.HOSTS.c.name == sa.bindparam("of_name"))
+    .values(
+        last_seen_at=tables.clock(),
+        **{c: sa.bindparam(c) for c in ("status", "status_reason", "disabled", "epoch", "facts", "updated_at")},
+    )
+)
+_SAW_PROGRAMS = (
+    sa.update(tables.PROGRAMS)
+    .where(
+        tables.PROGRAMS.c.binary == sa.bindparam("of_binary"),
+        tables.PROGRAMS.c.host.in_(sa.bindparam("names", expanding=True)),
+    )
+    .values(
+        last_seen_at=tables.clock(), report_count=tables.PROGRAMS.c.report_count + 1,
+        updated_at=sa.bindparam("at", type_=tables.TIME),
+    )
+)  # fmt: skip
 _COUNT = (
     sa.update(tables.COUNTERS)
     .where(tables.COUNTERS.c.name == "revision")
@@ -848,6 +891,14 @@ def _share(row: Any) -> Share:
         uuid=row.uuid, host=row.host, kind=row.kind, generation=row.generation, status=row.status, reason=row.reason,
         state=msgspec.json.decode(row.state), seq=row.observed_seq, deleting=row.deleting,
     )  # fmt: skip
+
+
+def _told(machine: host.Host) -> dict[str, Any]:
+    """Return what changes of a host's row."""
+    return {
+        "status": machine.status, "status_reason": machine.status_reason, "disabled": machine.disabled,
+        "epoch": machine.epoch, "facts": _encode(machine.facts).decode(), "updated_at": machine.updated_at,
+    }  # fmt: skip
 
 
 def _host(row: Any) -> host.Host:

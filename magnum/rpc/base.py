@@ -300,7 +300,7 @@ def _in_turn(remote: collections.abc.Callable[..., Any], turns: hands.Hands) -> 
         try:
             return await remote(self, context, *args, **kwargs)
         finally:
-            turns.release()
+            turns.release(context.project_id)
 
     return waiting
 

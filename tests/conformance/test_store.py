@@ -5,14 +5,16 @@ import contextlib
 import datetime
 import uuid
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
 from magnum import config, errors, objects
 from magnum import context as contexts
-from magnum.conductor import quotas
+from magnum.conductor import quotas, server
 from magnum.db import schema, store, tables
-from magnum.objects import base, bay, bay_model, container
+from magnum.objects import base, bay, bay_model, container, host
+from magnum.rpc import local
 from testbed import base as testbed
 from testbed import mariadb, postgresql
 
@@ -204,6 +206,112 @@ async def test_fifty_at_once_at_a_limit_of_ten_give_ten(db, project):
     assert answers.count(None) == 10 and len(refused) == 40, answers
     assert refused[-1].data == {"resource": "containers", "limit": 10, "used": 10.0, "asked": 1}
     assert len((await db.read(project, lambda tx: tx.page(CONTAINER, base.Query())))[0]) == 10
+
+
+async def test_what_is_made_together_is_counted_told_and_refused_one_by_one(url, db, project):
+    """Two conductors, one of which is asked twice for the same, at a limit that neither may pass."""
+    where = bay.Bay(
+        uuid=base.new_uuid(), name="b", project_id=project.project_id, status="CREATE_COMPLETE",
+        spec=bay.BaySpec(baymodel_id="m", members=["together"]),
+    )  # fmt: skip
+    machine = host.Host(uuid=base.new_uuid(), name="together", status="up", facts=host.Facts(engines={"docker": "1"}))
+
+    async def prepare(tx):
+        if not await tx.hosts(tables.HOSTS.c.name == machine.name):
+            await tx.save_host(machine)
+        await tx.insert(BAY, store.Record(item=where))
+
+    await db.write(project, prepare)
+    conf = config.load([], database__connection=url, host="c", quotas__containers=10)
+    conductors = [server.Server(conf, local.Local()) for _ in range(2)]
+
+    async def ask(number, **more):
+        asker = msgspec.structs.replace(project, request_id=contexts.new_request_id(), user_id=f"u{number}")
+        spec = container.ContainerSpec(image="i", **more)
+        item = container.Container(uuid=uuids[number], name=f"t{number}", bay_uuid=where.uuid, spec=spec)
+        return await conductors[number % 2].create(asker, item)
+
+    uuids = [base.new_uuid() for _ in range(24)]
+    port = {"ports": [container.Port(port=80, host_port=8080)]}
+    first = await asyncio.gather(
+        *(ask(number, **port) for number in (20, 22, 23)), *(ask(number) for number in (0, 2, 2)),
+        return_exceptions=True,
+    )  # fmt: skip
+    assert sum(isinstance(one, errors.NoHostFits) for one in first[:3]) == 2, first
+    assert [one.uuid for one in first[3:]] == [uuids[0], uuids[2], uuids[2]]
+    answers = await asyncio.gather(*(ask(number) for number in range(3, 19)), return_exceptions=True)
+    made = [one for one in answers if not isinstance(one, Exception)]
+    assert len(made) == 7 and sum(isinstance(one, errors.QuotaExceeded) for one in answers) == 9, answers
+    events = await db.read(project, lambda tx: tx.events_of(tables.LOG.c.object_kind == "container"))
+    assert [event.step for event in events] == ["accepted"] * 10
+    assert {(event.uuid, event.user_id) for event in events if event.uuid in {one.uuid for one in made}} == {
+        (one.uuid, f"u{uuids.index(one.uuid)}") for one in made
+    }
+    for conductor in conductors:
+        await conductor.store.close()
+
+
+async def test_what_hosts_tell_at_once_is_each_ones_own(url, db, project):
+    """Thirty hosts beat by two conductors, and report on what is theirs and on what is not."""
+    conf = config.load([], database__connection=url, host="c")
+    conductors = [server.Server(conf, local.Local()) for _ in range(2)]
+    mark = uuid.uuid4().hex[:8]
+    names = [f"h{number}-{mark}" for number in range(30)]
+
+    async def beat(number, epoch, disk=0):
+        told = host.Beat(
+            binary="magnum-backend",
+            host=names[number],
+            epoch=epoch,
+            facts=host.Facts(engines={"docker": "1"}, disk=disk),
+        )
+        return await conductors[number % 2].beat(contexts.service(names[number]), told)
+
+    epochs = await asyncio.gather(*(beat(number, 0) for number in range(30)))
+    assert epochs == [1] * 30
+    # one has begun anew meanwhile, and the beat of the old one is told so
+    assert await beat(3, 0) == 2
+    epochs = await asyncio.gather(*(beat(number, 1, disk=number) for number in range(30)))
+    assert epochs == [2 if number == 3 else 1 for number in range(30)]
+    found = {machine.name: machine for machine in await db.read(project, lambda tx: tx.hosts())}
+    assert [(found[name].status, found[name].facts.disk) for name in names] == [
+        ("up", 0 if number == 3 else number) for number in range(30)
+    ]
+    programs = {p.host: p.report_count for p in await db.read(project, lambda tx: tx.programs(60)) if p.host in names}
+    assert programs == {name: 3 if name == names[3] else 2 for name in names}
+
+    items = []
+    for name in names:
+        item = made(project, f"on-{name}")
+        item.host, item.status, item.generation = name, "Creating", 1
+        item.operation, item.operation_deadline = contexts.new_request_id(), base.now()
+        items.append(item)
+
+    async def prepare(tx):
+        for item in items:
+            await tx.insert(CONTAINER, store.Record(item=item, action="create"))
+
+    await db.write(project, prepare)
+
+    async def report(number, of, sequence, status):
+        one = base.Report(kind="container", uuid=items[of].uuid, generation=1, sequence=sequence, status=status)
+        (answer,) = await conductors[number % 2].report(contexts.service(names[number]), [one])
+        return answer
+
+    answers = await asyncio.gather(
+        *(report(number, number, 5, "Running") for number in range(30)),
+        *(report(number, number + 1, 9, "Stopped") for number in range(29)),
+    )
+    assert [answer.status for answer in answers[:30]] == ["Running"] * 30
+    assert answers[30:] == [None] * 29
+    late = await asyncio.gather(*(report(number, number, 4, "Stopped") for number in range(30)))
+    assert [answer.status for answer in late] == ["Running"] * 30
+    events = await db.read(project, lambda tx: tx.events_of(tables.LOG.c.object_kind == "container"))
+    assert sorted((event.uuid, event.step, event.request_id) for event in events) == sorted(
+        (item.uuid, "completed", item.operation) for item in items
+    )
+    for conductor in conductors:
+        await conductor.store.close()
 
 
 async def test_a_writer_whose_caller_goes_away_still_writes(db, project):

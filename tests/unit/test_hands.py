@@ -24,6 +24,38 @@ async def test_one_that_asks_for_much_holds_up_its_own_alone():
     assert max(order.index(("other", number)) for number in range(3)) < 10
 
 
+async def test_one_alone_has_all_hands_and_few_while_others_are_about(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(hands.time, "monotonic", lambda: now)
+    four = hands.Hands(4, 2)
+    had = []
+
+    async def hold(project):
+        await four.take(project)
+        had.append(project)
+
+    waiting = [asyncio.create_task(hold("flood")) for _ in range(9)]
+    await asyncio.sleep(0)
+    assert had == ["flood"] * 4
+    waiting.append(asyncio.create_task(hold("other")))
+    await asyncio.sleep(0)
+    four.release("flood")
+    await asyncio.sleep(0)
+    assert had[4:] == ["other"]
+    # two are the most now: what is given back is not taken again until the flood has but one
+    for given in range(3):
+        four.release("flood")
+        await asyncio.sleep(0)
+        assert len(had) == 5 + given, had
+    four.release("other")
+    # the other has gone; the next that the flood asks for or gives back finds it alone again
+    now += hands.ABOUT + 1
+    four.release("flood")
+    await asyncio.sleep(0)
+    assert had[5:] == ["flood"] * 5
+    await asyncio.gather(*waiting)
+
+
 async def test_who_gives_up_waiting_leaves_no_hand_behind():
     one = hands.Hands(1)
     held = asyncio.Event()
