@@ -59,6 +59,9 @@ class Hands:
         self._hand_out()
 
     def _note(self, project: str) -> None:
+        if not project:
+            # a program's own calls are no other tenant's
+            return
         now = time.monotonic()
         self._came[project] = now
         self._came.move_to_end(project)

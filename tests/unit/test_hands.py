@@ -34,6 +34,9 @@ async def test_one_alone_has_all_hands_and_few_while_others_are_about(monkeypatc
         await four.take(project)
         had.append(project)
 
+    # a program's own signs of life are no tenant's
+    await four.take("")
+    four.release("")
     waiting = [asyncio.create_task(hold("flood")) for _ in range(9)]
     await asyncio.sleep(0)
     assert had == ["flood"] * 4
