@@ -61,7 +61,7 @@ API_OPTS: list[cfg.Opt] = [
                  "429. 0: as many as come."),
     cfg.IntOpt("max_calls", default=8, min=1,
                help="Calls of the conductor that a process has in hand at once; the projects whose requests wait take turns."),
-    cfg.IntOpt("max_project_calls", default=2, min=1,
+    cfg.IntOpt("max_project_calls", default=1, min=1,
                help="Of these, how many one project has at most while others ask, too: many at once of one slow down everyone's."),
     cfg.IntOpt("max_streams", default=1000, min=1, help="Open event, log and WebSocket streams of a process at most."),
     cfg.HostAddressOpt("stream_host", default="127.0.0.1",

@@ -131,6 +131,8 @@ async def remove(client: docker.Client, bay_uuid: str, labels: list[str], *, who
         name = network_name(bay_uuid)
         why = await overlay.remove(client, bay_uuid, name=name, whole=whole)
         left += [f"network {name}: {why}"] if why else []
+    elif whole and not found and (why := await swarm.silent(client)):
+        left.append(f"whether it has a network is not known: {why}")
     for network in found:
         if network.driver == "overlay":
             continue

@@ -27,6 +27,7 @@ import msgspec
 
 from magnum import errors
 from magnum.clients import docker, nftables
+from magnum.networks import swarm
 
 ROLE = "org.openstack.magnum.role"
 ANCHOR = "anchor"
@@ -120,7 +121,7 @@ async def remove(client: docker.Client, bay: str, *, name: str, whole: bool = Tr
     try:
         await client.remove_network(name)
     except errors.NotFound:
-        return None
+        return await swarm.silent(client)
     except (errors.Conflict, errors.EngineError) as error:
         return error.detail
     # the swarm has taken the order; the engine forgets its share a moment later

@@ -122,6 +122,21 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
             raise errors.EngineError(f"joining the swarm of {', '.join(others)}: {error.detail}") from error
 
 
+async def silent(client: docker.Client) -> str | None:
+    """Return why the swarm that the engine manages tells nothing now; None if it does, or the engine manages none.
+
+    A manager whose swarm has no leader lists no network of it and knows none by name, which is no word on whether there
+    is one. Raises Unavailable.
+    """
+    if not ((await client.info()).swarm or {}).get("ControlAvailable"):
+        return None
+    try:
+        await client.request("GET", "/swarm", into=dict[str, Any])
+    except (errors.Conflict, errors.EngineError) as error:
+        return error.detail
+    return None
+
+
 def _note(path: pathlib.Path) -> None:
     """Keep that the engine is in a swarm."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import pytest
 from magnum import errors
 from magnum.clients import docker, nftables
 from magnum.engines import base
+from magnum.networks import docker as networks
 from magnum.networks import overlay
 from magnum.objects import service as objects
 from testbed import images
@@ -43,8 +44,60 @@ async def pair():
     })  # fmt: skip
     yield hosts
     for client in (second, first):
-        await client.request("POST", "/swarm/leave?force=1")
+        with contextlib.suppress(errors.EngineError):
+            await client.request("POST", "/swarm/leave?force=1")
         await client.close()
+
+
+async def test_a_swarm_without_a_leader_is_not_taken_at_its_word(pair):
+    """A manager that cannot ask lists no network: that is no reason to believe that it is gone."""
+    first, second = (docker.Client(host["url"]) for host in pair)
+    ident = str(uuid.uuid4())
+    name, labels = networks.network_name(ident), [f"{base.UUID}={ident}"]
+    tokens = (await first.request("GET", "/swarm", into=dict))["JoinTokens"]
+    await second.request("POST", "/swarm/leave?force=1")
+    place = {"ListenAddr": f"{pair[1]['address']}:2377", "AdvertiseAddr": pair[1]["address"]}
+    managers = {"RemoteAddrs": [f"{pair[0]['address']}:2377"], "JoinToken": tokens["Manager"]}
+    await second.request("POST", "/swarm/join", body=place | managers)
+    await _until(lambda: _answers(first))
+    await first.create_network(
+        {"Name": name, "Driver": "overlay", "Attachable": True, "Labels": dict([labels[0].split("=")])}
+    )
+    await _until(lambda: _listed(second, name))
+    # one of two managers is no majority
+    await second.request("POST", "/swarm/leave?force=1")
+
+    async def lost():
+        return not await _answers(first) and not await _listed(first, name)
+
+    await _until(lost)
+    (why,) = await networks.remove(first, ident, labels)
+    assert "leader" in why
+    assert "leader" in (await overlay.remove(first, ident, name=name) or "")
+    # of a part that others go on with it has nothing to ask
+    assert await networks.remove(first, ident, labels, whole=False) == []
+    place = {"ListenAddr": f"{pair[0]['address']}:2377", "AdvertiseAddr": pair[0]["address"]}
+    await first.request("POST", "/swarm/init", body=place | {"ForceNewCluster": True}, into=str)
+    await _until(lambda: _listed(first, name))
+
+    async def removed():
+        return await networks.remove(first, ident, labels) == []
+
+    await _until(removed)
+    assert not await _listed(first, name)
+    for client in (first, second):
+        await client.close()
+
+
+async def _answers(client):
+    try:
+        return bool(await client.request("GET", "/swarm", into=dict))
+    except errors.EngineError:
+        return False
+
+
+async def _listed(client, name):
+    return any(network.name == name for network in await client.networks())
 
 
 @contextlib.asynccontextmanager
