@@ -41,13 +41,28 @@ NUDGE_AFTER = 5.0
 NUDGE_AGAIN = 10.0
 ROUND = 5.0
 """Seconds between two looks at every bay's controllers, in case another conductor died over one."""
-LANES = 4
-"""Transactions at once, at most, of what hosts tell; each host's go by the same one, in order."""
 TRIM_EVERY = 600.0
 COUNT_EVERY = 5.0
 """Seconds between two counts of what there is, for the metrics."""
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class _Batch:
+    """Reports that are taken together: the ``records`` that they are of, held, and what is to be written of which.
+
+    ``changed``: all; ``seen``: that they were, and are as they were. Each is uuid → record.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[str, store.Record] = {}
+        self.changed: dict[str, store.Record] = {}
+        self.seen: dict[str, store.Record] = {}
+
+    def forget(self, uuid: str) -> None:
+        """Leave out what is no more."""
+        for known in (self.records, self.changed, self.seen):
+            known.pop(uuid, None)
 
 
 class Server(conductor_rpc.Conductor):
@@ -65,9 +80,9 @@ class Server(conductor_rpc.Conductor):
             tuple[object, ...], tuple[contexts.Context, objects.AnyObject], objects.AnyObject
         ] = together.Together(self._create)
         self._reports: together.Together[
-            int, tuple[contexts.Context, list[base.Report]], list[objects.AnyObject | None]
+            None, tuple[contexts.Context, list[base.Report]], list[objects.AnyObject | None]
         ] = together.Together(self._report, lambda asked: len(asked[1]))
-        self._beats: together.Together[int, tuple[contexts.Context, host.Beat], int] = together.Together(self._beat)
+        self._beats: together.Together[None, tuple[contexts.Context, host.Beat], int] = together.Together(self._beat)
         self._news: asyncio.Queue[store.Transaction] = asyncio.Queue()
         self._dirty: set[str] = set()
         self._woken = asyncio.Event()
@@ -576,14 +591,14 @@ class Server(conductor_rpc.Conductor):
         state = msgspec.structs.replace(item.state, replicas=replicas, ready_replicas=ready)
         short = replicas != item.spec.replicas
         reason = trouble or None
-        await self._observe(
-            tx, objects.KINDS["rc"], record, "Active", reason, state, pending=short, generation=item.generation
-        )
+        kind = objects.KINDS["rc"]
+        if self._observe(tx, kind, record, "Active", reason, state, pending=short, generation=item.generation):
+            await tx.save(kind, record)
 
     # reports
 
     async def report(self, context: contexts.Context, reports: list[base.Report]) -> list[objects.AnyObject | None]:
-        return await self._reports.do(_lane(context.host), (context, reports))
+        return await self._reports.do(None, (context, reports))
 
     async def _report(
         self, asked: list[tuple[contexts.Context, list[base.Report]]]
@@ -593,22 +608,30 @@ class Server(conductor_rpc.Conductor):
 
         async def work(tx: store.Transaction) -> list[list[objects.AnyObject | None] | errors.MagnumError]:
             answers: list[Any] = [[None] * len(reports) for _, reports in asked]
+            batch = _Batch()
+            for kind in objects.KINDS.values():
+                uuids = {report.uuid for _, reports in asked for report in reports if report.kind == kind.name}
+                batch.records |= await tx.held(kind, uuids)
             for _, place, number in order:
                 context, reports = asked[place]
                 tx.context = context
-                answers[place][number] = await self._take(tx, context.host, reports[number])
+                answers[place][number] = await self._take(tx, batch, context.host, reports[number])
+            for kind in objects.KINDS.values():
+                await tx.saw(kind, [r for r in batch.seen.values() if objects.kind_of(r.item) is kind])
+                await tx.save(kind, *(r for r in batch.changed.values() if objects.kind_of(r.item) is kind))
             return answers
 
         return await self.store.write(asked[0][0], work)
 
-    async def _take(self, tx: store.Transaction, name: str, report: base.Report) -> Any:
+    async def _take(self, tx: store.Transaction, batch: "_Batch", name: str, report: base.Report) -> Any:
+        """Take what host ``name`` reports; return the object as it then is to it."""
         faults.point("conductor-before-report")
         kind = _kind(report.kind)
-        record = await tx.by_uuid(kind, report.uuid, lock="write")
-        if record is None:
+        record = batch.records.get(report.uuid)
+        if record is None or objects.kind_of(record.item) is not kind:
             return None
         if kind.spread == "members":
-            return await self._take_share(tx, kind, record, name, report)
+            return await self._take_share(tx, batch, record, name, report)
         item = record.item
         if item.host != name:
             return None
@@ -617,6 +640,7 @@ class Server(conductor_rpc.Conductor):
         record.seq = report.sequence
         if report.gone and (item.deleting or base.is_foreign(item)):
             await self._bury(tx, kind, item)
+            batch.forget(item.uuid)
             return None
         state = msgspec.convert(report.state, kind.state)
         if isinstance(state, (objects.container.ContainerState, objects.pod.PodState)) and not state.deaths:
@@ -625,15 +649,16 @@ class Server(conductor_rpc.Conductor):
         status, reason = report.status, report.reason
         if report.gone:
             status, reason = kind.failed, report.reason or "it is gone from the engine"
-        await self._observe(
+        changed = self._observe(
             tx, kind, record, status, reason, state, pending=report.pending, generation=report.generation
         )
+        (batch.changed if changed else batch.seen)[item.uuid] = record
         return item
 
     async def _take_share(
-        self, tx: store.Transaction, kind: base.Kind, record: store.Record, name: str, report: base.Report
+        self, tx: store.Transaction, batch: "_Batch", record: store.Record, name: str, report: base.Report
     ) -> Any:
-        item = record.item
+        item, kind = record.item, objects.kind_of(record.item)
         shares = (await tx.shares([item.uuid], lock=True))[item.uuid]
         share = next((s for s in shares if s.host == name), None)
         if share is None:
@@ -645,6 +670,7 @@ class Server(conductor_rpc.Conductor):
             shares.remove(share)
             if not shares and (item.deleting or base.is_foreign(item)):
                 await self._bury(tx, kind, item)
+                batch.forget(item.uuid)
                 return None
         else:
             share.seq, share.status, share.reason, share.state = (
@@ -658,14 +684,15 @@ class Server(conductor_rpc.Conductor):
         told: list[base.Placement] = [s for s in shares if item.deleting or not s.deleting]
         status, reason, state = kind.combine(item, told)
         pending = status in kind.pending
-        await self._observe(tx, kind, record, status, reason, state, pending=pending, generation=item.generation)
+        if self._observe(tx, kind, record, status, reason, state, pending=pending, generation=item.generation):
+            batch.changed[item.uuid] = record
         return None if report.gone else _share_of(item, share)
 
-    async def _observe(
+    def _observe(
         self, tx: store.Transaction, kind: base.Kind, record: store.Record, status: str, reason: str | None,
         state: Any, *, pending: bool, generation: int,
-    ) -> None:  # fmt: skip
-        """Write what was seen of an object, and end its operation if the engine has caught up."""
+    ) -> bool:  # fmt: skip
+        """Take what was seen of an object, and end its operation if the engine has caught up; return whether it changed."""
         item = record.item
         was, said, before = item.status, item.status_reason, item.state
         if pending or item.deleting:
@@ -675,8 +702,7 @@ class Server(conductor_rpc.Conductor):
         ended = not pending and item.operation is not None and (not item.deleting or kind.is_failure(status))
         caught_up = not pending and item.observed_generation != generation
         if not (ended or caught_up) and (was, said, before) == (status, reason, state):
-            await tx.saw(kind, item.uuid, record.seq)
-            return
+            return False
         if not pending:
             item.observed_generation = generation
         if ended:
@@ -687,7 +713,7 @@ class Server(conductor_rpc.Conductor):
         elif was != status or said != reason or _ready(before) != _ready(state):
             tx.note(kind, item, "observed", action=record.action if item.operation else "", was=was, reason=reason,
                     request_id=item.operation or tx.context.request_id)  # fmt: skip
-        await tx.save(kind, record)
+        return True
 
     async def found(self, context: contexts.Context, items: list[objects.AnyObject]) -> list[objects.AnyObject]:
         async def work(tx: store.Transaction) -> list[objects.AnyObject]:
@@ -751,7 +777,7 @@ class Server(conductor_rpc.Conductor):
         if context.host != beat.host:
             raise errors.Forbidden(f"host {context.host!r} is not {beat.host!r}")
 
-        return await self._beats.do(_lane(beat.host), (context, beat))
+        return await self._beats.do(None, (context, beat))
 
     async def _beat(self, asked: list[tuple[contexts.Context, host.Beat]]) -> list[int | errors.MagnumError]:
         async def work(tx: store.Transaction) -> list[int | errors.MagnumError]:
@@ -1096,10 +1122,6 @@ class Server(conductor_rpc.Conductor):
             return found
 
         return await self.store.read(contexts.service(), work)
-
-
-def _lane(name: str) -> int:
-    return hash(name) % LANES
 
 
 def _kind(name: str) -> base.Kind:

@@ -306,6 +306,14 @@ class Transaction:
         found = await self._named(kind, "uuid", uuid, None, lock)
         return found[0] if found else None
 
+    async def held(self, kind: base.Kind, uuids: collections.abc.Collection[str]) -> dict[str, Record]:
+        """Return uuid → visible object of those of ``uuids`` that are there, kept until the commit."""
+        if not uuids:
+            return {}
+        table = tables.KINDS[kind.name]
+        found = await self.records(kind, table.c.uuid.in_(uuids), lock="write", order=[table.c.uuid])
+        return {record.item.uuid: record for record in found}
+
     async def _named(self, kind: base.Kind, column: str, ident: str, bay: str | None, lock: str | None) -> list[Record]:
         statement = _named(tables.KINDS[kind.name], column, bay is not None, self.context.all_projects, lock)
         values = {"ident": ident, "project": self.context.project_id, "bay": bay}
@@ -355,15 +363,19 @@ class Transaction:
         for protocol, port in kind.demand(record.item.spec).ports if record.item.host else ():
             await self.claim(f"port:{record.item.host}", f"{protocol}/{port}", record.item.uuid)
 
-    async def save(self, kind: base.Kind, record: Record) -> None:
-        """Write an object that was read with ``lock="write"``."""
-        record.item.updated_at = base.now()
-        values = _values(kind, record) | {"of_uuid": record.item.uuid}
-        await self.connection.execute(_update(tables.KINDS[kind.name]), values)
+    async def save(self, kind: base.Kind, *records: Record) -> None:
+        """Write objects that were read with ``lock="write"``."""
+        for record in records:
+            record.item.updated_at = base.now()
+        rows = [_values(kind, record) | {"of_uuid": record.item.uuid} for record in records]
+        if rows:
+            await self.connection.execute(_update(tables.KINDS[kind.name]), rows)
 
-    async def saw(self, kind: base.Kind, uuid: str, seq: int) -> None:
-        """Keep the sequence of a report that changed nothing else."""
-        await self.connection.execute(_update(tables.KINDS[kind.name]), {"of_uuid": uuid, "observed_seq": seq})
+    async def saw(self, kind: base.Kind, records: collections.abc.Iterable[Record]) -> None:
+        """Keep the sequences of reports that changed nothing else."""
+        rows = [{"of_uuid": record.item.uuid, "observed_seq": record.seq} for record in records]
+        if rows:
+            await self.connection.execute(_update(tables.KINDS[kind.name]), rows)
 
     async def drop(self, kind: base.Kind, uuid: str) -> None:
         """Remove an object with all that hangs on its uuid."""
