@@ -23,7 +23,8 @@ Done = TypeVar("Done")
 class Together(Generic[Key, Asked, Done]):
     """Gives ``work`` what was asked for under one key, one batch at a time; it returns for each an answer or its refusal.
 
-    If it raises a refusal, none of the batch has been done, and each is asked for again alone.
+    If it raises, none of the batch has been done, and each is asked for again alone: what one host or tenant sends must
+    not fail another's. If what it needs is away, it is so for all.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Together(Generic[Key, Asked, Done]):
         try:
             done = await self._work([asked for asked, _ in batch])
         except Exception as error:
-            if len(batch) > 1 and isinstance(error, errors.MagnumError) and not isinstance(error, errors.AWAY):
+            if len(batch) > 1 and not isinstance(error, errors.AWAY):
                 return False
             for _, answer in batch:
                 if not answer.done():

@@ -293,8 +293,8 @@ async def test_what_hosts_tell_at_once_is_each_ones_own(url, db, project):
 
     await db.write(project, prepare)
 
-    async def report(number, of, sequence, status):
-        one = base.Report(kind="container", uuid=items[of].uuid, generation=1, sequence=sequence, status=status)
+    async def report(number, of, sequence, status, **more):
+        one = base.Report(kind="container", uuid=items[of].uuid, generation=1, sequence=sequence, status=status, **more)
         (answer,) = await conductors[number % 2].report(contexts.service(names[number]), [one])
         return answer
 
@@ -304,8 +304,13 @@ async def test_what_hosts_tell_at_once_is_each_ones_own(url, db, project):
     )
     assert [answer.status for answer in answers[:30]] == ["Running"] * 30
     assert answers[30:] == [None] * 29
-    late = await asyncio.gather(*(report(number, number, 4, "Stopped") for number in range(30)))
-    assert [answer.status for answer in late] == ["Running"] * 30
+    # what one sends that is not even a report fails none of the others
+    late = await asyncio.gather(
+        *(report(number, number, 4, "Stopped") for number in range(29)),
+        report(29, 29, 10, "Running", state={"deaths": "many"}), return_exceptions=True,
+    )  # fmt: skip
+    assert [answer.status for answer in late[:29]] == ["Running"] * 29
+    assert isinstance(late[29], msgspec.ValidationError)
     events = await db.read(project, lambda tx: tx.events_of(tables.LOG.c.object_kind == "container"))
     assert sorted((event.uuid, event.step, event.request_id) for event in events) == sorted(
         (item.uuid, "completed", item.operation) for item in items

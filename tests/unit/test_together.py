@@ -17,8 +17,10 @@ class Work:
     async def __call__(self, asked):
         self.batches.append(list(asked))
         await asyncio.sleep(0)
-        if any(number < 0 for number in asked):
+        if any(number < 0 for number in asked if number != "broken"):
             raise errors.Conflict("negative")
+        if "broken" in asked:
+            raise TypeError("nobody foresaw this")
         return [errors.Invalid("odd") if number > 10 and number % 2 else number * 2 for number in asked]
 
 
@@ -33,9 +35,10 @@ async def test_one_alone_waits_for_nothing_and_those_that_come_meanwhile_are_one
 
 async def test_a_refusal_is_its_own_askers_also_if_it_failed_the_batch():
     one = together.Together(Work())
-    answers = await asyncio.gather(*(one.do("a", number) for number in (1, 13, -1, 2)), return_exceptions=True)
-    assert answers[0] == 2 and answers[3] == 4
-    assert isinstance(answers[1], errors.Invalid) and isinstance(answers[2], errors.Conflict)
+    asked = (1, 13, -1, "broken", 2)
+    answers = await asyncio.gather(*(one.do("a", number) for number in asked), return_exceptions=True)
+    assert answers[0] == 2 and answers[4] == 4
+    assert [type(answer) for answer in answers[1:4]] == [errors.Invalid, errors.Conflict, TypeError]
 
 
 async def test_what_has_no_database_is_said_to_all_and_not_tried_one_by_one():
