@@ -8,8 +8,7 @@ import pytest
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.long
-@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("database", ["postgresql", pytest.param("mariadb", marks=pytest.mark.long)])
 def test_nothing_acknowledged_is_lost(database):
     # the bench has a test bed of its own
     environ = {key: value for key, value in os.environ.items() if key != "MAGNUM_TESTBED_DIR"}
