@@ -15,7 +15,10 @@ ABOUT = 5.0
 
 
 class Hands:
-    """``count`` hands, of which one project has at most ``beside_others`` (None: any number) while others are about."""
+    """``count`` hands, of which one project has at most ``beside_others`` (None: any number) while others are about.
+
+    Work of no project, a program's own, takes turns like a project's, and is nobody's other.
+    """
 
     def __init__(self, count: int, beside_others: int | None = None) -> None:
         self._free = count
@@ -60,7 +63,6 @@ class Hands:
 
     def _note(self, project: str) -> None:
         if not project:
-            # a program's own calls are no other tenant's
             return
         now = time.monotonic()
         self._came[project] = now
@@ -69,7 +71,7 @@ class Hands:
             self._came.popitem(last=False)
 
     def _may(self, project: str) -> bool:
-        if self._held[project] < self._beside_others:
+        if not project or self._held[project] < self._beside_others:
             return True
         other = next((came for name, came in reversed(self._came.items()) if name != project), None)
         return other is None or time.monotonic() - other > ABOUT

@@ -188,39 +188,37 @@ class Server(conductor_rpc.Conductor):
             known = await tx.logged([item.uuid for _, item in asked])
             answers: list[objects.AnyObject | errors.MagnumError] = []
             for context, item in asked:
-                tx.context = context
+                tx.context, kind = context, objects.kind_of(item)
                 try:
-                    made = await (self._made if item.uuid in known else self._wanted)(tx, item)
+                    if item.uuid in known:
+                        answers.append(await self._made(tx, kind, item.uuid))
+                        continue
+                    new = msgspec.convert(msgspec.to_builtins(item), type(item))
+                    await self._admit(tx, kind, new)
                 except errors.MagnumError as error:
                     # nothing of it is written yet
                     answers.append(error)
                     continue
-                if item.uuid not in known:
-                    made = await self._insert(tx, objects.kind_of(item), made)
-                    known.add(item.uuid)
-                answers.append(made)
+                known.add(item.uuid)
+                answers.append(await self._insert(tx, kind, new))
             return answers
 
         return await self.store.write(asked[0][0], work)
 
-    async def _made(self, tx: store.Transaction, item: objects.AnyObject) -> Any:
-        """Return what was made as ``item`` as it is by now. Raises NotFound."""
-        kind = objects.kind_of(item)
-        there = await tx.by_uuid(kind, item.uuid)
+    async def _made(self, tx: store.Transaction, kind: base.Kind, uuid: str) -> Any:
+        """Return what was made before as it is by now. Raises NotFound."""
+        there = await tx.by_uuid(kind, uuid)
         if there is None:
-            raise errors.NotFound(f"the {kind.name} {item.uuid} was deleted meanwhile")
+            raise errors.NotFound(f"the {kind.name} {uuid} was deleted meanwhile")
         return there.shown()
 
-    async def _wanted(self, tx: store.Transaction, item: objects.AnyObject) -> Any:
-        """Return ``item`` ready to be written, as its asker may have it. Raises what ``_admit`` does, QuotaExceeded."""
-        kind = objects.kind_of(item)
-        new = msgspec.convert(msgspec.to_builtins(item), type(item))
-        new.project_id, new.user_id = tx.context.project_id, tx.context.user_id
-        await self._admit(tx, kind, new)
-        await quotas.check(tx, self.conf, new.project_id, kind, new.spec)
-        return new
-
     async def _admit(self, tx: store.Transaction, kind: base.Kind, new: Any) -> None:
+        """Make ``new`` the asker's, ready to be written. Raises QuotaExceeded and what ``_join`` does."""
+        new.project_id, new.user_id = tx.context.project_id, tx.context.user_id
+        await self._join(tx, kind, new)
+        await quotas.check(tx, self.conf, new.project_id, kind, new.spec)
+
+    async def _join(self, tx: store.Transaction, kind: base.Kind, new: Any) -> None:
         """Join ``new`` to what it hangs on and choose its hosts. Raises NotFound, Conflict, NoHostFits."""
         if isinstance(new, bay.Bay):
             model = (await tx.find(objects.KINDS["baymodel"], new.spec.baymodel_id, lock="share")).item
@@ -577,9 +575,7 @@ class Server(conductor_rpc.Conductor):
         Raises QuotaExceeded, NoHostFits, Conflict.
         """
         kind = objects.kind_of(new)
-        new.project_id, new.user_id = tx.context.project_id, tx.context.user_id
         await self._admit(tx, kind, new)
-        await quotas.check(tx, self.conf, new.project_id, kind, new.spec)
         await self._insert(tx, kind, new)
         await self._nudge(tx, kind, new)
 
@@ -603,19 +599,16 @@ class Server(conductor_rpc.Conductor):
     async def _report(
         self, asked: list[tuple[contexts.Context, list[base.Report]]]
     ) -> list[list[objects.AnyObject | None] | errors.MagnumError]:
-        # in one order, so that no two who write the same wait for each other
-        order = sorted((r.uuid, a, n) for a, (_, reports) in enumerate(asked) for n, r in enumerate(reports))
-
         async def work(tx: store.Transaction) -> list[list[objects.AnyObject | None] | errors.MagnumError]:
-            answers: list[Any] = [[None] * len(reports) for _, reports in asked]
+            answers: list[list[objects.AnyObject | None] | errors.MagnumError] = []
             batch = _Batch()
+            # all that is written to is held, kind by kind and in order, before anything is taken
             for kind in objects.KINDS.values():
                 uuids = {report.uuid for _, reports in asked for report in reports if report.kind == kind.name}
                 batch.records |= await tx.held(kind, uuids)
-            for _, place, number in order:
-                context, reports = asked[place]
+            for context, reports in asked:
                 tx.context = context
-                answers[place][number] = await self._take(tx, batch, context.host, reports[number])
+                answers.append([await self._take(tx, batch, context.host, report) for report in reports])
             for kind in objects.KINDS.values():
                 await tx.saw(kind, [r for r in batch.seen.values() if objects.kind_of(r.item) is kind])
                 await tx.save(kind, *(r for r in batch.changed.values() if objects.kind_of(r.item) is kind))
@@ -623,7 +616,7 @@ class Server(conductor_rpc.Conductor):
 
         return await self.store.write(asked[0][0], work)
 
-    async def _take(self, tx: store.Transaction, batch: "_Batch", name: str, report: base.Report) -> Any:
+    async def _take(self, tx: store.Transaction, batch: _Batch, name: str, report: base.Report) -> Any:
         """Take what host ``name`` reports; return the object as it then is to it."""
         faults.point("conductor-before-report")
         kind = _kind(report.kind)
@@ -656,7 +649,7 @@ class Server(conductor_rpc.Conductor):
         return item
 
     async def _take_share(
-        self, tx: store.Transaction, batch: "_Batch", record: store.Record, name: str, report: base.Report
+        self, tx: store.Transaction, batch: _Batch, record: store.Record, name: str, report: base.Report
     ) -> Any:
         item, kind = record.item, objects.kind_of(record.item)
         shares = (await tx.shares([item.uuid], lock=True))[item.uuid]
@@ -787,7 +780,7 @@ class Server(conductor_rpc.Conductor):
             seen: dict[str, host.Host] = {}
             for context, beat in asked:
                 tx.context = context
-                answers.append(await self._saw(tx, beat, known, seen) if beat.facts is not None else 0)
+                answers.append(await self._saw(tx, beat, known, seen))
             await tx.saw_hosts(list(seen.values()))
             await tx.saw_programs({(beat.binary, beat.host) for _, beat in asked})
             return answers
@@ -798,7 +791,9 @@ class Server(conductor_rpc.Conductor):
         self, tx: store.Transaction, beat: host.Beat, known: dict[str, host.Host], seen: dict[str, host.Host]
     ) -> int:
         """Take what a host tells of itself; return its epoch. ``seen``: the known ones that are to be written."""
-        assert beat.facts is not None
+        if beat.facts is None:
+            # a program that is no host
+            return 0
         machine = known.get(beat.host) or host.Host(uuid=base.new_uuid(), name=beat.host, status="")
         was = machine.status
         if not beat.epoch:

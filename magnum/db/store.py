@@ -381,6 +381,7 @@ class Transaction:
 
     async def drop(self, kind: base.Kind, uuid: str) -> None:
         """Remove an object with all that hangs on its uuid."""
+        # what was counted is less now
         self.counted.clear()
         table = tables.KINDS[kind.name]
         await self.connection.execute(sa.delete(table).where(table.c.uuid == uuid))
@@ -824,13 +825,9 @@ def _update(table: sa.Table) -> sa.Update:
 
 
 _SAW_HOST = (
-    sa.update(tables.HOSTS)
-    .where(tables.HOSTS.c.name == sa.bindparam("of_name"))
-    .values(
-        last_seen_at=tables.clock(),
-        **{c: sa.bindparam(c) for c in ("status", "status_reason", "disabled", "epoch", "facts", "updated_at")},
-    )
+    sa.update(tables.HOSTS).where(tables.HOSTS.c.name == sa.bindparam("of_name")).values(last_seen_at=tables.clock())
 )
+"""Marks a host as seen; further parameters: the columns to be set."""
 _SAW_PROGRAMS = (
     sa.update(tables.PROGRAMS)
     .where(

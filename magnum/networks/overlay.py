@@ -93,7 +93,7 @@ async def ensure(
 
     ``image`` is there already; it and ``command`` are of the anchor, ``memo`` further labels of a new network. Raises EngineError, Unavailable.
     """
-    if await _manages(client):
+    if await swarm.manages(client):
         await _make(client, bay, name, labels | (memo or {}), pool)
     anchor = await _anchor(client, bay, name, labels, image, command)
     found = await client.network(name)
@@ -116,7 +116,7 @@ async def remove(client: docker.Client, bay: str, *, name: str, whole: bool = Tr
     except errors.Conflict:
         return "the anchor is being removed"
     # every manager sees the network, also one whose host has no part in the bay
-    if not whole or not await _manages(client):
+    if not whole or not await swarm.manages(client):
         return None
     try:
         await client.remove_network(name)
@@ -163,11 +163,6 @@ async def _attached(client: docker.Client, anchor: docker.ContainerInfo) -> bool
     except errors.EngineError:
         # it ended meanwhile
         return False
-
-
-async def _manages(client: docker.Client) -> bool:
-    swarm = (await client.info()).swarm or {}
-    return bool(swarm.get("ControlAvailable"))
 
 
 async def _make(client: docker.Client, bay: str, name: str, labels: dict[str, str], pool: str) -> None:

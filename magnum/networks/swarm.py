@@ -122,13 +122,18 @@ async def _ensure(client: docker.Client, conf: cfg.ConfigOpts, address: str) -> 
             raise errors.EngineError(f"joining the swarm of {', '.join(others)}: {error.detail}") from error
 
 
+async def manages(client: docker.Client) -> bool:
+    """Return whether the engine manages its swarm. Raises Unavailable."""
+    return bool(((await client.info()).swarm or {}).get("ControlAvailable"))
+
+
 async def silent(client: docker.Client) -> str | None:
     """Return why the swarm that the engine manages tells nothing now; None if it does, or the engine manages none.
 
     A manager whose swarm has no leader lists no network of it and knows none by name, which is no word on whether there
     is one. Raises Unavailable.
     """
-    if not ((await client.info()).swarm or {}).get("ControlAvailable"):
+    if not await manages(client):
         return None
     try:
         await client.request("GET", "/swarm", into=dict[str, Any])

@@ -60,9 +60,7 @@ async def test_a_swarm_without_a_leader_is_not_taken_at_its_word(pair):
     managers = {"RemoteAddrs": [f"{pair[0]['address']}:2377"], "JoinToken": tokens["Manager"]}
     await second.request("POST", "/swarm/join", body=place | managers)
     await _until(lambda: _answers(first))
-    await first.create_network(
-        {"Name": name, "Driver": "overlay", "Attachable": True, "Labels": dict([labels[0].split("=")])}
-    )
+    await first.create_network({"Name": name, "Driver": "overlay", "Attachable": True, "Labels": {base.UUID: ident}})
     await _until(lambda: _listed(second, name))
     # one of two managers is no majority
     await second.request("POST", "/swarm/leave?force=1")

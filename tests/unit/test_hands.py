@@ -34,7 +34,7 @@ async def test_one_alone_has_all_hands_and_few_while_others_are_about(monkeypatc
         await four.take(project)
         had.append(project)
 
-    # a program's own signs of life are no tenant's
+    # a program's own signs of life are no tenant's: they make nobody share, and are not held to a share
     await four.take("")
     four.release("")
     waiting = [asyncio.create_task(hold("flood")) for _ in range(9)]
@@ -57,6 +57,13 @@ async def test_one_alone_has_all_hands_and_few_while_others_are_about(monkeypatc
     await asyncio.sleep(0)
     assert had[5:] == ["flood"] * 5
     await asyncio.gather(*waiting)
+    waiting = [asyncio.create_task(hold("other"))]
+    for _ in range(4):
+        four.release("flood")
+    await asyncio.gather(*waiting)
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            await four.take("")
 
 
 async def test_who_gives_up_waiting_leaves_no_hand_behind():
