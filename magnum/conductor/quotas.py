@@ -1,7 +1,7 @@
 """What a project may take in all: counted in the transaction that writes the intent, under the project's lock.
 
 Limits are the configuration's ``[quotas]`` unless an admin gave the project its
-own. Called by ``conductor.server`` for every create and change.
+own. Called by ``conductor.changes`` for every create, by ``server`` for every update.
 """
 
 from typing import Any

@@ -3,13 +3,14 @@
 A controller's row is held while its pods are counted and what is missing or too
 much is written, so conductors that look at the same time make nothing twice.
 
-Called by ``conductor.server``'s loop after each change in a bay, and by its delete.
+Called by ``conductor.rounds`` after each change in a bay, and by ``conductor.server`` for a delete.
 """
 
 import collections.abc
 import secrets
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 from oslo_config import cfg
 
@@ -19,7 +20,7 @@ from magnum.db import store, tables
 from magnum.objects import base, pod, replication_controller
 
 if TYPE_CHECKING:
-    from magnum.conductor import server
+    from magnum.conductor import changes
 
 LOG = structlog.get_logger(__name__)
 
@@ -52,7 +53,7 @@ async def release(
             await doom(tx, kind, record)
 
 
-async def reconcile(db: store.Store, conf: cfg.ConfigOpts, bay_uuid: str, conductor: "server.Server") -> None:
+async def reconcile(db: store.Store, conf: cfg.ConfigOpts, bay_uuid: str, changes: "changes.Changes") -> None:
     """Bring the controllers of a bay in line. Raises Unavailable, Conflict (others keep changing the same)."""
     kind = objects.KINDS["rc"]
 
@@ -68,11 +69,11 @@ async def reconcile(db: store.Store, conf: cfg.ConfigOpts, bay_uuid: str, conduc
         context = contexts.Context(
             request_id=contexts.new_request_id(), project_id=item.project_id, user_id=item.user_id
         )
-        await _one(db, context, conf, item.uuid, conductor)
+        await _one(db, context, conf, item.uuid, changes)
 
 
 async def _one(
-    db: store.Store, context: contexts.Context, conf: cfg.ConfigOpts, uuid: str, conductor: "server.Server"
+    db: store.Store, context: contexts.Context, conf: cfg.ConfigOpts, uuid: str, changes: "changes.Changes"
 ) -> None:
     kind = objects.KINDS["rc"]
 
@@ -83,15 +84,15 @@ async def _one(
         where = await tx.by_uuid(objects.KINDS["bay"], record.item.bay_uuid)
         if where is None or where.item.deleting:
             return None
-        live = await _live(tx, conf, record.item, conductor)
+        live = await _live(tx, conf, record.item, changes)
         surplus = len(live) - record.item.spec.replicas
         for extra in sorted(live, key=_worth)[: max(0, min(surplus, AT_ONCE))]:
-            await conductor.doom(tx, objects.KINDS["pod"], extra)
+            await changes.doom(tx, objects.KINDS["pod"], extra)
             live.remove(extra)
         made = [_make(record.item) for _ in range(min(-surplus, AT_ONCE))]
-        await conductor.note_controller(tx, record, len(live) + len(made), sum(_ready(r) for r in live), "")
+        await _note(tx, changes, record, len(live) + len(made), sum(_ready(r) for r in live), "")
         for new in made:
-            await conductor.admit(tx, new)
+            await changes.make(tx, new)
         return None
 
     try:
@@ -102,16 +103,16 @@ async def _one(
         async def say(tx: store.Transaction) -> None:
             record = await tx.by_uuid(kind, uuid, lock="write")
             if record is not None and not record.item.deleting:
-                live = await _live(tx, conf, record.item, conductor)
+                live = await _live(tx, conf, record.item, changes)
                 ready = sum(_ready(r) for r in live)
-                await conductor.note_controller(tx, record, len(live), ready, reason)
+                await _note(tx, changes, record, len(live), ready, reason)
 
         await db.write(context, say)
 
 
 async def _live(
     tx: store.Transaction, conf: cfg.ConfigOpts, item: replication_controller.ReplicationController,
-    conductor: "server.Server",
+    changes: "changes.Changes",
 ) -> list[store.Record]:  # fmt: skip
     """Return the pods that count, adopting those that match and asking for the end of those that are lost or done."""
     kind = objects.KINDS["pod"]
@@ -129,7 +130,7 @@ async def _live(
         if found.spec.controller != item.uuid:
             continue
         if found.host in gone or found.status in ENDED:
-            await conductor.doom(tx, kind, record)
+            await changes.doom(tx, kind, record)
         elif not matches(item.spec.selector, found.spec.labels):
             # relabelled by its owner: let go, as Kubernetes does
             found.spec.controller = None
@@ -137,6 +138,18 @@ async def _live(
         else:
             live.append(record)
     return live
+
+
+async def _note(
+    tx: store.Transaction, changes: "changes.Changes", record: store.Record, replicas: int, ready: int, trouble: str
+) -> None:
+    """Write how many pods a controller has, and that it has those it is to have."""
+    item = record.item
+    state = msgspec.structs.replace(item.state, replicas=replicas, ready_replicas=ready)
+    short = replicas != item.spec.replicas
+    kind = objects.KINDS["rc"]
+    if changes.observe(tx, kind, record, "Active", trouble or None, state, pending=short, generation=item.generation):
+        await tx.save(kind, record)
 
 
 def _ready(record: store.Record) -> bool:

@@ -1,14 +1,17 @@
-"""Chooses hosts: those of a bay, and the one of a bay's that a workload runs on.
+"""Chooses hosts: those of a bay as it is made or resized, and the one of a bay's that a workload runs on.
 
 A host fits if it is up, has the engine and the labels asked for, and room for
 the memory, cores and ports. Of those that fit, the one with the least on it is
 taken. When none fits, the refusal says of each host why.
 """
 
+import collections
 import random
 from typing import Any
 
-from magnum import errors
+import msgspec
+
+from magnum import errors, objects
 from magnum.db import store, tables
 from magnum.objects import base, bay, bay_model
 from magnum.objects import host as hosts
@@ -123,3 +126,73 @@ async def place(tx: store.Transaction, kind: base.Kind, item: Any, where: bay.Ba
     if not fits:
         raise refusal(f"no host of bay {where.name} fits", reasons)
     return min(fits, key=lambda name: (usage[name].count, usage[name].memory, random.random()))  # noqa: S311
+
+
+async def resize(tx: store.Transaction, item: bay.Bay, spec: bay.BaySpec) -> bay.BaySpec:
+    """Return ``spec`` with the members that its number of nodes needs, of a bay on Docker, whose parts are written.
+
+    Raises NoHostFits, Conflict (none is empty, or what is in it would lose its network).
+    """
+    kind = objects.KINDS["bay"]
+    before = set(item.spec.members)
+    wanted = nodes(spec)
+    if wanted < len(before):
+        busy: collections.Counter[str] = collections.Counter()
+        for other in objects.KINDS.values():
+            if other.spread == "one":
+                table = tables.KINDS[other.name]
+                for record in await tx.records(other, table.c.bay_uuid == item.uuid):
+                    busy[record.item.host] += 1
+        # what the owner named goes first, and first of all
+        named = [name for name in spec.leave_first if name in before]
+        if taken := [f"{name} ({busy[name]})" for name in named if busy[name]]:
+            raise errors.Conflict(f"there is something on {', '.join(taken)}", field="nodes_to_remove")
+        empty = named + [n for n in reversed(item.spec.members) if not busy[n] and n not in named]
+        going = empty[: len(before) - wanted]
+        if len(going) < len(before) - wanted:
+            full = ", ".join(f"{name} ({busy[name]})" for name in item.spec.members if busy[name])
+            raise errors.Conflict(
+                f"{len(before) - wanted} hosts would have to go and only {len(empty)} run nothing of this bay; "
+                f"on others there is something: {full}",
+                field="node_count",
+            )
+        left = [name for name in item.spec.members if name not in going]
+        spec = msgspec.structs.replace(spec, members=left, leave_first=[])
+    else:
+        chosen = await members(tx, spec)
+        if len(chosen) > 1 and not bay.spans(item.spec):
+            await _must_be_empty(tx, item)
+        spec = msgspec.structs.replace(spec, members=chosen, leave_first=[])
+    spec.overlay = bay.spans(item.spec) or bay.spans(spec)
+    after = set(spec.members)
+    spread = [(kind, item.uuid)]
+    for other in objects.KINDS.values():
+        if other.spread == "members" and other.in_bay:
+            table = tables.KINDS[other.name]
+            for record in await tx.records(other, table.c.bay_uuid == item.uuid, lock="write"):
+                spread.append((other, record.item.uuid))
+    for other, uuid in spread:
+        there = {share.host: share for share in (await tx.shares([uuid], lock=True))[uuid]}
+        await tx.place(other, uuid, sorted(after - set(there)))
+        for name, share in there.items():
+            if share.deleting != (name not in after):
+                share.deleting = name not in after
+                await tx.save_share(share)
+        for name in before | after:
+            tx.kicks.setdefault(name, set()).add(uuid)
+    return spec
+
+
+async def _must_be_empty(tx: store.Transaction, item: bay.Bay) -> None:
+    """Raise Conflict if anything of ``item`` would lose the network that its only host made for it."""
+    there = {}
+    for kind in objects.KINDS.values():
+        if kind.in_bay and (count := await tx.count(kind, tables.KINDS[kind.name].c.bay_uuid == item.uuid)):
+            there[kind.plural] = count
+    if there:
+        raise errors.Conflict(
+            f"bay {item.name} is on one host, and what is in it is on that host's own bridge: "
+            + ", ".join(f"{count} {plural}" for plural, count in there.items())
+            + "; only an empty bay can grow from one host to several",
+            field="node_count",
+        )

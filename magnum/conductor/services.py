@@ -4,8 +4,8 @@ A virtual address and node ports are claimed in the transaction that writes the
 service, so no two have the same. Endpoints follow the ready pods that the selector
 matches; a change is a new generation, which the bay's hosts take up.
 
-Called by ``conductor.server``: ``claim`` when a service is written, ``refresh``
-after each change in its bay.
+Called by ``conductor.server`` and ``changes``, ``claim`` when a service is written, and by ``rounds``, ``refresh`` after
+each change in its bay.
 """
 
 import ipaddress

@@ -5,7 +5,7 @@ or no longer reaches the cluster, any other that does can go on with it, since n
 of it is on the machine itself; the one that lost it is told so by every answer to its
 reports.
 
-Called by ``conductor.server``: ``choose`` when a bay is made, ``sweep`` each second.
+Called by ``conductor.changes``, ``choose`` when a bay is made, and by ``rounds``, ``sweep`` each second.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 What comes while one is under way goes together in the next, so that what they share is done once: the commit, the
 revisions of the log, of a project's creates the count, which each would have to wait for anyway, of beats the very
-statement. One alone waits for nothing. Called by ``conductor.server``.
+statement. One alone waits for nothing. Called by ``conductor.server``, ``reports`` and ``hosts``.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
 """The vocabulary: what Magnum's objects are, their states and their transitions. No I/O."""
 
+from magnum import errors
 from magnum.objects import base, bay, bay_model, container, pod, replication_controller, service
 
 AnyObject = (
@@ -29,3 +30,10 @@ KINDS: dict[str, base.Kind] = {
 def kind_of(item: base.Object) -> base.Kind:
     """Return the kind of an object."""
     return KINDS[type(item).__struct_config__.tag]  # type: ignore[index]
+
+
+def kind(name: str) -> base.Kind:
+    """Return the kind of this name on the wire. Raises NotFound."""
+    if name not in KINDS:
+        raise errors.NotFound(f"there are no objects of kind {name!r}")
+    return KINDS[name]
