@@ -39,11 +39,17 @@ def of_project(project_id: str) -> str:
     return f"project:{project_id}"
 
 
+class Waiter(asyncio.Event):
+    """Is set whenever something happens to what is waited for; ``deleted``: that was its end."""
+
+    deleted = False
+
+
 class Watch:
     """Wakes those that wait, on every committed event that concerns them."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Event]] = collections.defaultdict(set)
+        self._waiting: dict[str, set[Waiter]] = collections.defaultdict(set)
         self._decode = msgspec.msgpack.Decoder(base.Event).decode
 
     async def start(self, transport: rpc.Transport) -> None:
@@ -53,12 +59,13 @@ class Watch:
         event = self._decode(body)
         for key in (event.uuid, of_project(event.project_id), EVERY):
             for waiter in self._waiting.get(key, ()):
+                waiter.deleted = waiter.deleted or (key == event.uuid and event.step == "deleted")
                 waiter.set()
 
     @contextlib.contextmanager
-    def on(self, key: str) -> collections.abc.Iterator[asyncio.Event]:
-        """Give an ``asyncio.Event`` that is set whenever something happens to ``key``: a uuid, ``of_project`` or ``EVERY``."""
-        waiter = asyncio.Event()
+    def on(self, key: str) -> collections.abc.Iterator[Waiter]:
+        """Give what is set whenever something happens to ``key``: a uuid, ``of_project`` or ``EVERY``."""
+        waiter = Waiter()
         self._waiting[key].add(waiter)
         try:
             yield waiter
@@ -108,9 +115,13 @@ async def carry_out(
             return item
         except errors.NotFound:
             return None
-        reached = await _ask(api, context, item, hosts, until)
+        reached, told = await _ask(api, context, item, hosts, until)
         faults.point("api-before-answer")
+        if told is not None and (stands := _as_told(item, told)) is not None:
+            return stands
         while True:
+            if woken.deleted:
+                return None
             woken.clear()
             try:
                 current = await _current(api, context, item)
@@ -127,6 +138,22 @@ async def carry_out(
                     await woken.wait()
 
 
+def _as_told(item: objects.AnyObject, told: objects.AnyObject) -> objects.AnyObject | None:
+    """Return ``item`` as it was settled by the report of its only host, which passes on what the conductor answered it.
+
+    None if that does not say, and the conductor is to be asked. Nothing is taken from a host but what it reports of its
+    own object anyway.
+    """
+    if objects.kind_of(item).spread != "one" or type(told) is not type(item) or item.deleting:
+        return None
+    if (told.uuid, told.generation, told.deleting) != (item.uuid, item.generation, False) or not settled(told):
+        return None
+    return msgspec.structs.replace(
+        item, status=told.status, status_reason=told.status_reason, state=told.state, updated_at=told.updated_at,
+        observed_generation=item.generation, operation=None, operation_deadline=None,
+    )  # fmt: skip
+
+
 async def _current(api: "app.Api", context: contexts.Context, item: objects.AnyObject) -> objects.AnyObject | None:
     try:
         return await api.conductor.get(context, objects.kind_of(item).name, item.uuid)
@@ -136,16 +163,21 @@ async def _current(api: "app.Api", context: contexts.Context, item: objects.AnyO
 
 async def _ask(
     api: "app.Api", context: contexts.Context, item: objects.AnyObject, hosts: list[str], until: float
-) -> bool:
-    """Ask ``hosts`` to apply ``item`` and wait for them until then; return whether every one was reached."""
+) -> tuple[bool, objects.AnyObject | None]:
+    """Ask ``hosts`` to apply ``item`` and wait for them until then.
+
+    Return whether every one was reached, and if there is but one, what it passes on.
+    """
+    told: objects.AnyObject | None = None
 
     async def one(host: str) -> bool:
+        nonlocal told
         seconds = until - time.monotonic()
         if seconds <= 0:
             await api.backend(host).kick(context, [item.uuid])
             return True
         try:
-            await api.backend(host).apply(context.within(seconds), item)
+            told = await api.backend(host).apply(context.within(seconds), item)
         except errors.DeadlineExceeded:
             return True
         except errors.MagnumError as error:
@@ -154,4 +186,5 @@ async def _ask(
             return not isinstance(error, errors.Unavailable)
         return True
 
-    return all(await asyncio.gather(*(one(host) for host in hosts)))
+    reached = all(await asyncio.gather(*(one(host) for host in hosts)))
+    return reached, told if len(hosts) == 1 else None

@@ -79,6 +79,8 @@ class Work:
         self._answer: Any = None
         self._carrier: dict[str, str] | None = None
         """Of the request that asked last, for the trace of the rounds that follow."""
+        self._ended = False
+        """Whether the last round told that nothing is left, and the conductor has nothing either."""
         self._heard: tuple[int, float] | None = None
         """Generation of the newest wish that no report has told to be so yet, and when it was heard of."""
 
@@ -169,6 +171,9 @@ class Work:
                     self._again(AWAY_AGAIN if isinstance(error, errors.Unavailable) else BROKEN_AGAIN)
                 else:
                     self._settle(answer)
+                    if self._ended and self._todo == "look":
+                        # what the engine told of its end is no news
+                        self._todo = ""
         finally:
             self._applying = 0
             self._task = None
@@ -209,6 +214,7 @@ class Work:
             outcome = await self._act(item, what)
         await deaths.keep(self._backend.driver, item, outcome)
         faults.point(f"{self.kind}-after-engine")
+        self._ended = False
         told = (item.generation, outcome.status, outcome.reason, outcome.state, outcome.pending, outcome.gone)
         if what == "look" and told == self._told and not outcome.gone:
             answer = self._answer
@@ -220,6 +226,7 @@ class Work:
                 self._heard = None
         if answer is None:
             # what several backends may have is another's now, or its end is the conductor's to say
+            self._ended = outcome.gone
             if outcome.gone:
                 return None
             verdict = await self._backend.verdict(self.uuid)

@@ -173,8 +173,11 @@ class Changes:
                     elif not record.item.deleting:
                         await self.doom(tx, kind, record)
 
-    async def doom(self, tx: store.Transaction, kind: base.Kind, record: store.Record) -> None:
-        """Write that an object is to end; without a host it has ended."""
+    async def doom(self, tx: store.Transaction, kind: base.Kind, record: store.Record, *, nudged: bool = True) -> None:
+        """Write that an object is to end; without a host it has ended.
+
+        ``nudged``: its hosts are told after the commit, since no api asks them to act for it.
+        """
         item = record.item
         was = item.status
         item.deleting = True
@@ -188,7 +191,7 @@ class Changes:
             await self.bury(tx, kind, item)
             return
         await tx.save(kind, record)
-        for name in [item.host] if item.host else [share.host for share in shares]:
+        for name in ([item.host] if item.host else [share.host for share in shares]) if nudged else ():
             tx.kicks.setdefault(name, set()).add(item.uuid)
 
     async def bury(self, tx: store.Transaction, kind: base.Kind, item: Any) -> None:

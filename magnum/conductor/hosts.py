@@ -35,7 +35,7 @@ class Hosts:
     async def _beat(self, asked: list[tuple[contexts.Context, hosts.Beat]]) -> list[int | errors.MagnumError]:
         async def work(tx: store.Transaction) -> list[int | errors.MagnumError]:
             names = {beat.host for _, beat in asked if beat.facts is not None}
-            known = {m.name: m for m in await tx.hosts(tables.HOSTS.c.name.in_(names), lock=True)} if names else {}
+            known = await tx.hosts_named(names, lock=True) if names else {}
             answers: list[int | errors.MagnumError] = []
             seen: dict[str, hosts.Host] = {}
             for context, beat in asked:

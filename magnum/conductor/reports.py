@@ -171,14 +171,13 @@ class Reports:
 
     async def wanted(self, context: contexts.Context, uuids: list[str] | None = None) -> list[objects.AnyObject]:
         async def work(tx: store.Transaction) -> list[objects.AnyObject]:
-            found = [record.item for record in await tx.on_host(context.host)]
-            return found if uuids is None else [item for item in found if item.uuid in uuids]
+            return [record.item for record in await tx.on_host(context.host, uuids)]
 
         return await self._store.read(context, work)
 
     async def judge(self, context: contexts.Context, uuids: list[str]) -> dict[str, str]:
         async def work(tx: store.Transaction) -> dict[str, str]:
-            here = {record.item.uuid for record in await tx.on_host(context.host)}
+            here = {record.item.uuid for record in await tx.on_host(context.host, uuids)}
             asked = [uuid for uuid in uuids if uuid not in here]
             known = await tx.known(asked) if asked else {}
             logged = await tx.logged([uuid for uuid in asked if uuid not in known]) if asked else set()

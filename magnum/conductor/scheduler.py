@@ -107,7 +107,7 @@ async def place(tx: store.Transaction, kind: base.Kind, item: Any, where: bay.Ba
     names = where.spec.members
     # what is counted must not be counted twice at once
     counted = bool(demand.memory or demand.cpus)
-    machines = {m.name: m for m in await tx.hosts(tables.HOSTS.c.name.in_(names), lock=counted)}
+    machines = await tx.hosts_named(names, lock=counted)
     usage = await tx.placed(names)
     taken = await tx.claims([f"port:{name}" for name in names]) if demand.ports else {}
     fits, reasons = [], {}

@@ -242,7 +242,7 @@ class Server(conductor_rpc.Conductor):
                 item.spec.keep_pods = keep
             elif known.name == "rc":
                 await replication.release(tx, item, keep, self._changes.doom)
-            await self._changes.doom(tx, known, record)
+            await self._changes.doom(tx, known, record, nudged=False)
             return item  # type: ignore[no-any-return]
 
         return await self.store.write(context, work)

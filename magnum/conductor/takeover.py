@@ -81,7 +81,7 @@ async def choose(tx: store.Transaction, spec: bay.BaySpec) -> tuple[str, list[st
 
 async def resize(tx: store.Transaction, item: bay.Bay, spec: bay.BaySpec) -> None:
     """Raise NoHostFits unless the bay's cluster has as many nodes as ``spec`` asks for."""
-    for machine in await tx.hosts(tables.HOSTS.c.name.in_(item.spec.members)):
+    for machine in (await tx.hosts_named(item.spec.members)).values():
         found = machine.facts.clusters.get(item.spec.cluster or "")
         if found is not None and found.nodes < spec.node_count:
             raise errors.NoHostFits(

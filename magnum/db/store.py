@@ -312,8 +312,9 @@ class Transaction:
         """Return uuid → visible object of those of ``uuids`` that are there, kept until the commit."""
         if not uuids:
             return {}
-        table = tables.KINDS[kind.name]
-        found = await self.records(kind, table.c.uuid.in_(uuids), lock="write", order=[table.c.uuid])
+        statement = _held(tables.KINDS[kind.name], self.context.all_projects)
+        values = {"uuids": list(uuids), "project": self.context.project_id}
+        found = [_record(kind, row) for row in await self.connection.execute(statement, values)]
         return {record.item.uuid: record for record in found}
 
     async def _named(self, kind: base.Kind, column: str, ident: str, bay: str | None, lock: str | None) -> list[Record]:
@@ -383,11 +384,9 @@ class Transaction:
         """Remove an object with all that hangs on its uuid."""
         # what was counted is less now
         self.counted.clear()
-        table = tables.KINDS[kind.name]
-        await self.connection.execute(sa.delete(table).where(table.c.uuid == uuid))
-        await self.connection.execute(sa.delete(tables.CLAIMS).where(tables.CLAIMS.c.uuid == uuid))
-        if kind.spread == "members":
-            await self.connection.execute(sa.delete(tables.PLACEMENTS).where(tables.PLACEMENTS.c.uuid == uuid))
+        hangs = (tables.CLAIMS, tables.PLACEMENTS) if kind.spread == "members" else (tables.CLAIMS,)
+        for table in (tables.KINDS[kind.name], *hangs):
+            await self.connection.execute(_drop(table), {"of_uuid": uuid})
 
     async def known(self, uuids: collections.abc.Collection[str]) -> dict[str, tuple[str, str | None]]:
         """Return uuid → (kind, host) of those of ``uuids`` that any project has, of whatever kind."""
@@ -444,10 +443,8 @@ class Transaction:
 
     async def shares(self, uuids: collections.abc.Collection[str], *, lock: bool = False) -> dict[str, list[Share]]:
         """Return the placements of objects, by uuid, in order of hosts."""
-        table = tables.PLACEMENTS
-        statement = sa.select(table).where(table.c.uuid.in_(uuids)).order_by(table.c.uuid, table.c.host)
         found: dict[str, list[Share]] = {uuid: [] for uuid in uuids}
-        for row in await self.connection.execute(statement.with_for_update() if lock else statement):
+        for row in await self.connection.execute(_SHARES_HELD if lock else _SHARES, {"uuids": list(uuids)}):
             found[row.uuid].append(_share(row))
         return found
 
@@ -476,17 +473,22 @@ class Transaction:
         table = tables.PLACEMENTS
         await self.connection.execute(sa.delete(table).where(table.c.uuid == share.uuid, table.c.host == share.host))
 
-    async def on_host(self, name: str) -> list[Record]:
-        """Return every object that lives, or has a share, on a host; a share that is to go reads as deleting."""
+    async def on_host(self, name: str, uuids: collections.abc.Collection[str] | None = None) -> list[Record]:
+        """Return every object (of ``uuids``) that lives, or has a share, on a host; a share that is to go reads as deleting."""
         found: list[Record] = []
         table = tables.PLACEMENTS
-        shares = [_share(r) for r in await self.connection.execute(sa.select(table).where(table.c.host == name))]
+        which = sa.select(table).where(table.c.host == name)
+        if uuids is not None:
+            which = which.where(table.c.uuid.in_(uuids))
+        shares = [_share(r) for r in await self.connection.execute(which)]
         going = {s.uuid for s in shares if s.deleting}
         for kind in objects.KINDS.values():
             objects_table = tables.KINDS[kind.name]
             here = objects_table.c.host == name
             if kind.spread == "members":
                 here = sa.or_(here, objects_table.c.uuid.in_([s.uuid for s in shares if s.kind == kind.name]))
+            if uuids is not None:
+                here = sa.and_(here, objects_table.c.uuid.in_(uuids))
             found += await self.records(kind, here)
         for record in found:
             record.item.deleting = record.item.deleting or record.item.uuid in going
@@ -524,6 +526,11 @@ class Transaction:
         statement = sa.select(tables.HOSTS).where(*where).order_by(tables.HOSTS.c.name)
         rows = await self.connection.execute(statement.with_for_update() if lock else statement)
         return [_host(row) for row in rows]
+
+    async def hosts_named(self, names: collections.abc.Collection[str], *, lock: bool = False) -> dict[str, host.Host]:
+        """Return name → host of those of ``names`` that are known, held in order of names if ``lock``."""
+        rows = await self.connection.execute(_HOSTS_HELD if lock else _HOSTS, {"names": list(names)})
+        return {row.name: _host(row) for row in rows}
 
     async def save_host(self, machine: host.Host, *, down: bool = False) -> None:
         """Write a host, new or known, as just seen (``down``: as just found missing)."""
@@ -596,21 +603,8 @@ class Transaction:
 
     async def placed(self, names: collections.abc.Collection[str]) -> dict[str, Usage]:
         """Return what is placed on hosts: objects that live on one host, bays' shares in ``nodes``."""
-        parts = [
-            sa.select(
-                t.c.host, sa.func.count().label("n"), sa.func.sum(t.c.cpus).label("cpus"),
-                sa.cast(sa.func.sum(t.c.memory), tables.BIG).label("memory"), sa.literal(0).label("nodes"),
-            ).where(t.c.host.in_(names)).group_by(t.c.host)
-            for name, t in tables.KINDS.items() if objects.KINDS[name].spread == "one"
-        ]  # fmt: skip
-        table = tables.PLACEMENTS
-        parts.append(
-            sa.select(table.c.host, sa.literal(0), sa.literal(0.0), sa.cast(sa.literal(0), tables.BIG), sa.func.count())
-            .where(table.c.host.in_(names), table.c.kind == "bay")
-            .group_by(table.c.host)
-        )
         found = {name: Usage() for name in names}
-        for name, count, cpus, memory, nodes in await self.connection.execute(sa.union_all(*parts)):
+        for name, count, cpus, memory, nodes in await self.connection.execute(_PLACED, {"names": list(names)}):
             usage = found[name]
             usage.count += count
             usage.cpus += float(cpus)
@@ -622,18 +616,13 @@ class Transaction:
 
     async def lock_project(self, project: str) -> None:
         """Hold what a project's quota is counted under until the commit."""
-        table = tables.PROJECTS
-        held = sa.select(table.c.project_id).where(table.c.project_id == project).with_for_update()
-        if (await self.connection.execute(held)).first() is None:
+        if (await self.connection.execute(_PROJECT, {"project": project})).first() is None:
             # two that insert at once: one waits, fails on the key and is repeated
-            await self.connection.execute(sa.insert(table).values(project_id=project))
+            await self.connection.execute(_insert(tables.PROJECTS), {"project_id": project})
 
     async def limits(self, project: str) -> dict[str, int]:
         """Return the project's own limits, by resource."""
-        table = tables.QUOTAS
-        rows = await self.connection.execute(
-            sa.select(table.c.resource, table.c.hard_limit).where(table.c.project_id == project)
-        )
+        rows = await self.connection.execute(_LIMITS, {"project": project})
         return {row.resource: row.hard_limit for row in rows}
 
     async def all_limits(self) -> dict[str, dict[str, int]]:
@@ -663,17 +652,9 @@ class Transaction:
 
     async def taken(self, project: str) -> dict[str, Usage]:
         """Return kind → what the project's objects take."""
-        parts = [
-            sa.select(
-                sa.literal(name), sa.func.count(), sa.func.coalesce(sa.func.sum(t.c.cpus), 0),
-                sa.func.coalesce(sa.cast(sa.func.sum(t.c.memory), tables.BIG), 0),
-                sa.func.coalesce(sa.cast(sa.func.sum(t.c.nodes), tables.BIG), 0),
-            ).where(t.c.project_id == project)
-            for name, t in tables.KINDS.items()
-        ]  # fmt: skip
         return {
             name: Usage(count=count, cpus=float(cpus), memory=int(memory), nodes=int(nodes))
-            for name, count, cpus, memory, nodes in await self.connection.execute(sa.union_all(*parts))
+            for name, count, cpus, memory, nodes in await self.connection.execute(_TAKEN, {"project": project})
         }
 
     # the log
@@ -813,6 +794,20 @@ def _page(
 
 
 @functools.cache
+def _held(table: sa.Table, everyone: bool) -> sa.Select[Any]:
+    """Return the statement that holds rows, in order; parameters: uuids, project."""
+    own = _visible(table, sa.bindparam("project"), everyone, "write")
+    named = table.c.uuid.in_(sa.bindparam("uuids", expanding=True))
+    return _locked(_select(table).where(own, named).order_by(table.c.uuid), "write")
+
+
+@functools.cache
+def _drop(table: sa.Table) -> sa.Delete:
+    """Return the statement that removes what ``of_uuid`` has in a table."""
+    return sa.delete(table).where(table.c.uuid == sa.bindparam("of_uuid"))
+
+
+@functools.cache
 def _insert(table: sa.Table) -> sa.Insert:
     """Return the statement for a new row; parameters: its columns."""
     return sa.insert(table)
@@ -824,6 +819,52 @@ def _update(table: sa.Table) -> sa.Update:
     return sa.update(table).where(table.c.uuid == sa.bindparam("of_uuid"))
 
 
+_HOSTS = (
+    sa.select(tables.HOSTS)
+    .where(tables.HOSTS.c.name.in_(sa.bindparam("names", expanding=True)))
+    .order_by(tables.HOSTS.c.name)
+)
+_HOSTS_HELD = _HOSTS.with_for_update()
+_SHARES = (
+    sa.select(tables.PLACEMENTS)
+    .where(tables.PLACEMENTS.c.uuid.in_(sa.bindparam("uuids", expanding=True)))
+    .order_by(tables.PLACEMENTS.c.uuid, tables.PLACEMENTS.c.host)
+)
+_SHARES_HELD = _SHARES.with_for_update()
+_PLACED = sa.union_all(
+    *(
+        sa.select(
+            t.c.host, sa.func.count().label("n"), sa.func.sum(t.c.cpus).label("cpus"),
+            sa.cast(sa.func.sum(t.c.memory), tables.BIG).label("memory"), sa.literal(0).label("nodes"),
+        ).where(t.c.host.in_(sa.bindparam("names", expanding=True))).group_by(t.c.host)
+        for name, t in tables.KINDS.items() if objects.KINDS[name].spread == "one"
+    ),
+    sa.select(
+        tables.PLACEMENTS.c.host, sa.literal(0), sa.literal(0.0), sa.cast(sa.literal(0), tables.BIG), sa.func.count()
+    )
+    .where(tables.PLACEMENTS.c.host.in_(sa.bindparam("names", expanding=True)), tables.PLACEMENTS.c.kind == "bay")
+    .group_by(tables.PLACEMENTS.c.host),
+)  # fmt: skip
+"""What is on the hosts ``names``: host, objects, cores, bytes, shares of bays."""
+_PROJECT = (
+    sa.select(tables.PROJECTS.c.project_id)
+    .where(tables.PROJECTS.c.project_id == sa.bindparam("project"))
+    .with_for_update()
+)
+_LIMITS = sa.select(tables.QUOTAS.c.resource, tables.QUOTAS.c.hard_limit).where(
+    tables.QUOTAS.c.project_id == sa.bindparam("project")
+)
+_TAKEN = sa.union_all(
+    *(
+        sa.select(
+            sa.literal(name), sa.func.count(), sa.func.coalesce(sa.func.sum(t.c.cpus), 0),
+            sa.func.coalesce(sa.cast(sa.func.sum(t.c.memory), tables.BIG), 0),
+            sa.func.coalesce(sa.cast(sa.func.sum(t.c.nodes), tables.BIG), 0),
+        ).where(t.c.project_id == sa.bindparam("project"))
+        for name, t in tables.KINDS.items()
+    )
+)  # fmt: skip
+"""What the objects of ``project`` take: kind, objects, cores, bytes, nodes."""
 _SAW_HOST = (
     sa.update(tables.HOSTS).where(tables.HOSTS.c.name == sa.bindparam("of_name")).values(last_seen_at=tables.clock())
 )
