@@ -33,17 +33,17 @@ async def _simulate(url: str, uuids: list[str], seconds: float, every: float) ->
     transport = transports.open(url, name="fleet")
     await transport.start()
     asks = rpc.client(conductor.Conductor, transport, conductor.TOPIC)
-    decode = msgspec.msgpack.Decoder(objects.Event).decode
+    decode = msgspec.msgpack.Decoder(list[objects.Event]).decode
     sent: dict[tuple[str, str], float] = {}
     lags: list[float] = []
     began = time.monotonic()
     counts = {"beats": 0, "reports": 0, "late": 0}
 
     async def heard(body: bytes) -> None:
-        event = decode(body)
-        at = sent.pop((event.uuid, event.to_status), None)
-        if at is not None and at > began + WARM:
-            lags.append(time.monotonic() - at)
+        for event in decode(body):
+            at = sent.pop((event.uuid, event.to_status), None)
+            if at is not None and at > began + WARM:
+                lags.append(time.monotonic() - at)
 
     await transport.subscribe(conductor.EVENTS, heard)
     facts = host.Facts(engines={"docker": "26.1.5"}, cpus=8, memory=32 * 2**30, disk=2**40, address="192.0.2.1")

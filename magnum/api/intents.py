@@ -50,17 +50,17 @@ class Watch:
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[Waiter]] = collections.defaultdict(set)
-        self._decode = msgspec.msgpack.Decoder(base.Event).decode
+        self._decode = msgspec.msgpack.Decoder(list[base.Event]).decode
 
     async def start(self, transport: rpc.Transport) -> None:
         await transport.subscribe(conductor_rpc.EVENTS, self._heard)
 
     async def _heard(self, body: bytes) -> None:
-        event = self._decode(body)
-        for key in (event.uuid, of_project(event.project_id), EVERY):
-            for waiter in self._waiting.get(key, ()):
-                waiter.deleted = waiter.deleted or (key == event.uuid and event.step == "deleted")
-                waiter.set()
+        for event in self._decode(body):
+            for key in (event.uuid, of_project(event.project_id), EVERY):
+                for waiter in self._waiting.get(key, ()):
+                    waiter.deleted = waiter.deleted or (key == event.uuid and event.step == "deleted")
+                    waiter.set()
 
     @contextlib.contextmanager
     def on(self, key: str) -> collections.abc.Iterator[Waiter]:

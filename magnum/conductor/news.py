@@ -78,8 +78,9 @@ class News:
         while True:
             tx = await self._untold.get()
             try:
-                for event in tx.events:
-                    await self._transport.broadcast(conductor_rpc.EVENTS, _encode(event))
+                for start in range(0, len(tx.events), conductor_rpc.EVENTS_AT_ONCE):
+                    part = tx.events[start : start + conductor_rpc.EVENTS_AT_ONCE]
+                    await self._transport.broadcast(conductor_rpc.EVENTS, _encode(part))
                 for name, uuids in tx.kicks.items():
                     await self.kick(contexts.service(request_id=tx.context.request_id), name, sorted(uuids))
             except errors.MagnumError as error:

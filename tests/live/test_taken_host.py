@@ -1,13 +1,15 @@
 """A machine that was taken over: what the user of its backend at the broker can do to others, which is nothing."""
 
+import asyncio
 import contextlib
 import secrets
 
 import aiormq
+import msgspec
 import pytest
 
 from magnum import context as contexts
-from magnum import errors
+from magnum import errors, objects
 from magnum.objects import base as objects_base
 from magnum.objects import host
 from magnum.rpc import amqp, backend, base, conductor
@@ -155,3 +157,51 @@ async def test_who_has_the_same_name_at_the_broker_is_no_other_host(apart, conta
     with pytest.raises(aiormq.exceptions.ChannelLockedResource):
         await channel.queue_declare(f"{backend.TOPIC}.{mine}", exclusive=True)
     await connection.close()
+
+
+class _Liar(backend.Backend):
+    """Answers for a host what is not so; ``lies``: what it says of whatever it is asked to apply."""
+
+    def __init__(self, **lies):
+        self.lies, self.asked = lies, 0
+
+    async def apply(self, context, item):
+        self.asked += 1
+        return msgspec.structs.replace(
+            item, status="Stopped", observed_generation=item.generation, operation=None, **self.lies
+        )
+
+    async def kick(self, context, uuids):
+        pass
+
+
+async def test_what_it_passes_on_is_taken_for_its_own_object_alone(apart, containers):
+    mine, other = apart.hosts
+    shown, theirs = containers[mine], containers[other]["uuid"]
+    apart.kill(mine)
+    try:
+        async with _thief(apart, mine) as transport:
+            lies = (
+                {"uuid": theirs}, {"generation": 99},
+                {"name": "taken", "project_id": "another", "host": other, "bay_uuid": None,
+                 "spec": objects.container.ContainerSpec(image="another", environment={"WORD": "of-another"})},
+            )  # fmt: skip
+            for number, lie in enumerate(lies):
+                liar = _Liar(**lie)
+                await transport.serve(f"{backend.TOPIC}.{mine}", base.handler(backend.Backend, liar), shared=False)
+                until(lambda: transport.health() == "ok")
+                body = [{"op": "replace", "path": "/memory", "value": f"{64 + number}m"}]
+                path = f"/v1/containers/{shown['uuid']}?wait=1"
+                status, found = await asyncio.to_thread(apart.request, "PATCH", path, body)
+                await transport.stop_serving()
+                assert liar.asked, (lie, status, found)
+                assert (found["uuid"], found["name"], found["project_id"]) == (
+                    shown["uuid"], shown["name"], shown["project_id"]
+                )  # fmt: skip
+                assert (found["host"], found["environment"]) == (mine, {"WORD": "of-one-host"})
+                # an answer that is not of just this change tells nothing: the conductor knows of no end of it
+                assert (status, found["status"]) == ((200, "Stopped") if "name" in lie else (202, "Updating")), lie
+    finally:
+        apart.start(mine)
+    # what it said was for whoever asked: written is what its own backend reports
+    until(lambda: apart.request("GET", f"/v1/containers/{shown['uuid']}")[1]["status"] == "Running")
