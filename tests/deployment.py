@@ -16,6 +16,7 @@ import urllib.request
 from prometheus_client import parser
 
 from testbed import base, images, postgresql, rabbitmq
+from tests import commands
 
 SECONDS = 90.0
 TENANTS_SECRET = "what-a-tenant-tells-its-container"
@@ -297,8 +298,7 @@ class Deployment:
 
     def client(self, *words, project="default"):
         """Return what the unmodified python-magnumclient printed."""
-        argv = [os.environ["MAGNUM_TEST_CLIENT"], *words]
-        done = subprocess.run(argv, env=self.environ(project), capture_output=True, text=True)
+        done = commands.magnum()(*words, env=self.environ(project))
         return done.stdout + done.stderr
 
     def engine_objects(self, uuid, what="container"):

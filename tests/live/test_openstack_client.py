@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from testbed import base
+from tests import commands
 from tests.deployment import until
 
 OPENSTACK = pathlib.Path(os.environ.get("MAGNUM_TEST_OPENSTACK", "openstack"))
@@ -34,11 +35,10 @@ class Client:
     def __call__(self, command, *words, who="whole", refused=False):
         """Return what ``openstack coe command words`` printed: decoded if it was asked for JSON."""
         self.ran.add(command)
-        argv = [str(OPENSTACK), "coe", *command.split(), *words]
         env = {**os.environ, **self.identity.credential_environ(who, self.region), "HOME": str(self.folder)}
-        done = subprocess.run(argv, env=env, cwd=self.folder, capture_output=True, text=True, timeout=120)
+        done = commands.openstack()("coe", *command.split(), *words, env=env, cwd=self.folder)
         # some commands print a refusal and end with 0
-        assert refused or done.returncode == 0, (argv, done.stdout, done.stderr)
+        assert refused or done.returncode == 0, done
         if "json" in words:
             # some commands say a sentence before
             return json.loads(done.stdout[min(i for i in map(done.stdout.find, "[{") if i >= 0) :])

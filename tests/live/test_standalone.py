@@ -14,6 +14,8 @@ import urllib.request
 
 import pytest
 
+from tests import commands
+
 SECONDS = 90.0
 
 
@@ -75,7 +77,7 @@ class Standalone:
             "OS_PROJECT_NAME": "default", "OS_TENANT_NAME": "default", "OS_USER_DOMAIN_ID": "default",
             "OS_PROJECT_DOMAIN_ID": "default",
         }  # fmt: skip
-        done = subprocess.run([os.environ["MAGNUM_TEST_CLIENT"], *words], env=env, capture_output=True, text=True)
+        done = commands.magnum()(*words, env=env)
         return done.stdout + done.stderr
 
 
