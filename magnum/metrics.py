@@ -55,7 +55,7 @@ HOSTS = prometheus_client.Gauge("magnum_hosts", "Hosts.", ["status"])
 OPEN = prometheus_client.Gauge("magnum_operations_open", "Changes in progress.", ["kind"])
 OLDEST = prometheus_client.Gauge("magnum_operations_oldest_seconds", "Age of the oldest change in progress; 0: none.")
 OPERATIONS = prometheus_client.Histogram(
-    "magnum_operation_seconds", "Seconds from an accepted change to its end. outcome: completed, failed or expired.",
+    "magnum_operation_seconds", "Seconds from an accepted change to its end. outcome: completed, failed, expired or cancelled.",
     ["kind", "action", "outcome"], buckets=_LONG,
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ The second or two that such a client needs to import what it is made of is spent
 ``Commands`` is the tests' side. The other is this file, run by the client's own Python: standard library only.
 """
 
+import atexit
 import functools
 import importlib
 import json
@@ -52,11 +53,16 @@ class Commands:
         with self._lock:
             if self._process is None:
                 self._process = subprocess.Popen(self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                atexit.register(self._close)
             asked = {"words": words, "env": dict(env), "cwd": str(cwd or os.getcwd())}
             self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
             done = json.loads(self._process.stdout.readline())
         return subprocess.CompletedProcess([str(self._program), *words], done["code"], done["out"], done["err"])
+
+    def _close(self):
+        with self._process:
+            self._process.stdin.close()
 
 
 def _be(program, main, asked, out, err):

@@ -197,9 +197,7 @@ class Changes:
     async def bury(self, tx: store.Transaction, kind: base.Kind, item: Any) -> None:
         """Drop an object of which nothing is left, and its bay if that waited for it alone."""
         await tx.drop(kind, item.uuid)
-        self.ended(kind, store.Record(item=item, action="delete"), "completed")
-        tx.note(kind, item, "deleted", action="delete", was=item.status, status="Deleted", request_id=item.operation)
-        item.operation, item.operation_deadline = None, None
+        self.end(tx, store.Record(item=item, action="delete"), "deleted", was=item.status, status="Deleted")
         if item.bay_uuid is None:
             return
         where = await tx.by_uuid(objects.KINDS["bay"], item.bay_uuid)
@@ -234,12 +232,20 @@ class Changes:
         seconds = kind.timeout(item.spec) if kind.timeout is not None else None
         return float(seconds or self._conf.conductor.operation_timeout)
 
-    def ended(self, kind: base.Kind, record: store.Record, outcome: str) -> None:
-        """Count a change that has ended."""
-        item = record.item
+    def end(
+        self, tx: store.Transaction, record: store.Record, step: str, *, was: str, reason: str | None = None,
+        status: str | None = None,
+    ) -> None:  # fmt: skip
+        """End the change in progress of an object: the log has ``step`` for it, and nothing is in progress any more."""
+        item, kind = record.item, objects.kind_of(record.item)
         if item.operation is not None and item.operation_deadline is not None:
             took = self._seconds(kind, item) - (item.operation_deadline - base.now()).total_seconds()
+            outcome = "completed" if step == "deleted" else step
             metrics.OPERATIONS.labels(kind.name, record.action, outcome).observe(max(took, 0))
+        tx.note(
+            kind, item, step, action=record.action, was=was, status=status, reason=reason, request_id=item.operation
+        )
+        item.operation, item.operation_deadline = None, None
 
     def observe(
         self, tx: store.Transaction, kind: base.Kind, record: store.Record, status: str, reason: str | None,
@@ -259,10 +265,7 @@ class Changes:
         if not pending:
             item.observed_generation = generation
         if ended:
-            step = "failed" if kind.is_failure(status) else "completed"
-            self.ended(kind, record, step)
-            tx.note(kind, item, step, action=record.action, was=was, reason=reason, request_id=item.operation)
-            item.operation, item.operation_deadline = None, None
+            self.end(tx, record, "failed" if kind.is_failure(status) else "completed", was=was, reason=reason)
         elif was != status or said != reason or _ready(before) != _ready(state):
             tx.note(kind, item, "observed", action=record.action if item.operation else "", was=was, reason=reason,
                     request_id=item.operation or tx.context.request_id)  # fmt: skip

@@ -59,12 +59,10 @@ class Operations:
             raise errors.Conflict("the operation has ended", status=item.status)
         if item.deleting:
             raise errors.Conflict("a delete cannot be taken back", status=item.status)
-        tx.note(kind, item, "cancelled", action=record.action, was=item.status, request_id=request_id)
+        self._changes.end(tx, record, "cancelled", was=item.status)
         if record.action == "create":
-            item.operation = None
             await self._changes.doom(tx, kind, record)
             return
-        item.operation, item.operation_deadline = None, None
         await tx.save(kind, record)
         await self._changes.nudge(tx, kind, item)
 
@@ -125,9 +123,7 @@ class Operations:
             elif item.status_reason:
                 reason += f": {item.status_reason}"
             item.status, item.status_reason = kind.failure_of(was), reason
-            self._changes.ended(kind, record, "expired")
-            tx.note(kind, item, "expired", action=record.action, was=was, reason=reason, request_id=item.operation)
-            item.operation, item.operation_deadline = None, None
+            self._changes.end(tx, record, "expired", was=was, reason=reason)
             await tx.save(kind, record)
 
         await self._store.write(context, work)

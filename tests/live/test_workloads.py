@@ -178,6 +178,9 @@ def three(cloud, docker_hosts):
             # a busy engine may give its swarm up at the second time only
             until(lambda host=host: left(host))
         (cloud.folder / "swarm-tokens").unlink(missing_ok=True)
+        for name in cloud.hosts:
+            # for good: a backend whose engine was in one gives it half a minute to come back to it
+            (cloud.folder / name / "was-in-swarm").unlink(missing_ok=True)
 
     leave()
     for host in docker_hosts:
