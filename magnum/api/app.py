@@ -121,6 +121,9 @@ class Api:
     def told(self, error: Exception, served: routing.Served) -> routing.Answer:
         """Return the answer that tells of what was raised while a request was served, and keep it with the request."""
         served.error = translated(error)
+        # its traceback has the frame that has the request: a cycle that the collector of such would have to end, in a
+        # flood of refusals for 200 ms at a time, in which nobody else is answered
+        served.error.__traceback__ = None
         return failure(served.error, served, self.auth.challenge)
 
     def _failed(self, request: Any, error: Exception) -> litestar.Response[bytes]:

@@ -217,11 +217,7 @@ def route(api: "app.Api", operation: Operation) -> handlers.HTTPRouteHandler:
                     return await serve(scope, served, context, request)
         except errors.MagnumError as error:
             # Litestar's own way of telling of an error takes several times as long, and refusals come in floods
-            answer = respond(api.told(error, served))
-            # told of, it is kept with the request, of which its traceback has the frame: a cycle that the collector of
-            # such would have to end, in a flood for 200 ms at a time, in which nobody else is answered
-            error.__traceback__ = None
-            return answer
+            return respond(api.told(error, served))
 
     async def serve(scope: Any, served: Served, context: contexts.Context, request: Any) -> ASGIApp:
         served.context = context

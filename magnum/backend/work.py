@@ -214,7 +214,6 @@ class Work:
             outcome = await self._act(item, what)
         await deaths.keep(self._backend.driver, item, outcome)
         faults.point(f"{self.kind}-after-engine")
-        self._ended = False
         told = (item.generation, outcome.status, outcome.reason, outcome.state, outcome.pending, outcome.gone)
         if what == "look" and told == self._told and not outcome.gone:
             answer = self._answer
@@ -224,9 +223,9 @@ class Work:
             if self._heard is not None and not outcome.pending and item.generation >= self._heard[0]:
                 metrics.CONVERGENCE.labels(self.kind).observe(time.monotonic() - self._heard[1])
                 self._heard = None
+        self._ended = answer is None and outcome.gone
         if answer is None:
             # what several backends may have is another's now, or its end is the conductor's to say
-            self._ended = outcome.gone
             if outcome.gone:
                 return None
             verdict = await self._backend.verdict(self.uuid)

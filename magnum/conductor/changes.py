@@ -26,13 +26,6 @@ class Changes:
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._conf = conf
 
-    async def made(self, tx: store.Transaction, kind: base.Kind, uuid: str) -> Any:
-        """Return what was made before as it is by now. Raises NotFound."""
-        there = await tx.by_uuid(kind, uuid)
-        if there is None:
-            raise errors.NotFound(f"the {kind.name} {uuid} was deleted meanwhile")
-        return there.shown()
-
     async def admit(self, tx: store.Transaction, kind: base.Kind, new: Any) -> None:
         """Make ``new`` the asker's, ready to be written. Raises QuotaExceeded and what ``_join`` does."""
         new.project_id, new.user_id = tx.context.project_id, tx.context.user_id

@@ -18,6 +18,8 @@ from magnum.rpc import conductor as conductor_rpc
 
 LOG = structlog.get_logger(__name__)
 
+AT_ONCE = 100
+"""Events that are told of in one message at most."""
 CLOSING = 5.0
 """Seconds that are left to tell of what was committed, when a conductor ends."""
 
@@ -78,9 +80,8 @@ class News:
         while True:
             tx = await self._untold.get()
             try:
-                for start in range(0, len(tx.events), conductor_rpc.EVENTS_AT_ONCE):
-                    part = tx.events[start : start + conductor_rpc.EVENTS_AT_ONCE]
-                    await self._transport.broadcast(conductor_rpc.EVENTS, _encode(part))
+                for start in range(0, len(tx.events), AT_ONCE):
+                    await self._transport.broadcast(conductor_rpc.EVENTS, _encode(tx.events[start : start + AT_ONCE]))
                 for name, uuids in tx.kicks.items():
                     await self.kick(contexts.service(request_id=tx.context.request_id), name, sorted(uuids))
             except errors.MagnumError as error:

@@ -124,7 +124,7 @@ class Server(conductor_rpc.Conductor):
                 tx.context, kind = context, objects.kind_of(item)
                 try:
                     if item.uuid in known:
-                        answers.append(await self._changes.made(tx, kind, item.uuid))
+                        answers.append(await self._made(tx, kind, item.uuid))
                         continue
                     new = msgspec.convert(msgspec.to_builtins(item), type(item))
                     await self._changes.admit(tx, kind, new)
@@ -137,6 +137,13 @@ class Server(conductor_rpc.Conductor):
             return answers
 
         return await self.store.write(asked[0][0], work)
+
+    async def _made(self, tx: store.Transaction, kind: base.Kind, uuid: str) -> objects.AnyObject:
+        """Return what was made before as it is by now. Raises NotFound."""
+        there = await tx.by_uuid(kind, uuid)
+        if there is None:
+            raise errors.NotFound(f"the {kind.name} {uuid} was deleted meanwhile")
+        return there.shown()  # type: ignore[no-any-return]
 
     async def get(self, context: contexts.Context, kind: str, ident: str, bay: str | None = None) -> objects.AnyObject:
         async def work(tx: store.Transaction) -> objects.AnyObject:

@@ -74,7 +74,7 @@ async def _door(tx: store.Transaction, spec: service.ServiceSpec, where: bays.Ba
     """Return the host that is to have the door of a service: the one that has it, unless that is lost."""
     if not spec.external:
         return None
-    machines = {m.name: m for m in await tx.hosts(tables.HOSTS.c.name.in_(where.spec.members))}
+    machines = await tx.hosts_named(where.spec.members)
     alive = [name for name in where.spec.members if name in machines and machines[name].status != "down"]
     if spec.door in alive or not alive:
         return spec.door

@@ -14,8 +14,6 @@ from magnum.rpc import base as rpc
 TOPIC = "conductor"
 EVENTS = "events"
 """Broadcast topic: the ``objects.base.Event`` of each commit, an array in msgpack, at most once; gaps show by revision."""
-EVENTS_AT_ONCE = 100
-"""Events that are told of in one message at most."""
 
 
 class Page(msgspec.Struct, kw_only=True):
