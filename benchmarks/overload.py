@@ -129,7 +129,7 @@ async def _measure(cloud: Deployment, seconds: float) -> dict[str, object]:
     async with _session() as session:
         rate = await _closed([Asker(session, cloud.url, f"warm{n}") for n in range(CLIENTS)], 10)
     with concurrent.futures.ProcessPoolExecutor(1, SPAWN) as pool:
-        before, _ = await loop.run_in_executor(pool, _tenant, "quiet", cloud.url, 1 / QUIET_EVERY, seconds / 2)
+        before, _ = await loop.run_in_executor(pool, _tenant, "quiet", cloud.url, 1 / QUIET_EVERY, seconds)
         found = {
             "sustainable_per_second": round(rate, 1), "asked_per_second": round(TIMES * rate, 1), **_times("quiet_before", before),
             "memory_idle_mb": _memory(cloud),

@@ -16,7 +16,8 @@ from prometheus_client import multiprocess
 from magnum import errors
 
 REQUESTS = prometheus_client.Counter(
-    "magnum_api_requests", "Requests answered.", ["method", "route", "status"]
+    "magnum_api_requests", "Requests answered. route: none where there is nothing, and for what was refused unseen (429, 503).",
+    ["method", "route", "status"]
 )  # fmt: skip
 SECONDS = prometheus_client.Histogram(
     "magnum_api_request_seconds", "Seconds from a request's arrival to the start of its answer.", ["method", "route"],

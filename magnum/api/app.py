@@ -59,6 +59,8 @@ ROUTES = (
 )  # fmt: skip
 OPERATIONS = [operation for routes in ROUTES for operation in routes.operations]
 """Every operation that there is."""
+PUBLIC = frozenset(operation.path for operation in OPERATIONS if operation.public)
+"""The paths that are served at the worst of times, too."""
 
 SERVICE = "container-infra"
 BEAT_SECONDS = 5.0
@@ -179,9 +181,11 @@ class Api:
                 metrics.SECONDS.labels(scope["method"], served.route).observe(time.monotonic() - started)
             await send(message)
 
+        if broken is None and scope["path"] not in PUBLIC:
+            # in a flood, what looking where a request goes costs is most of what a refusal does
+            broken = self.load.excess(self.auth.project(served.headers))
         if broken is not None:
-            answer = failure(broken, served, self.auth.challenge)
-            await routing.respond(answer)(scope, receive, tell)
+            await routing.respond(self.told(broken, served))(scope, receive, tell)
         else:
             with tracing.span(
                 f"{scope['method']} {scope['path']}",

@@ -45,6 +45,13 @@ class Strategy(abc.ABC):
         Raises Unauthenticated, Unavailable (nobody can say now), Invalid (a header that cannot be read).
         """
 
+    def project(self, headers: Headers) -> str | None:
+        """Return whose project the asker's is if that is known without asking anyone, else None. Raises nothing.
+
+        To refuse by, and for nothing else: what the token allows is not looked at.
+        """
+        return None
+
     def health(self) -> str:
         """Return ``ok`` or why new askers cannot be known now."""
         return "ok"
@@ -115,6 +122,9 @@ class NoAuth(Strategy):
             deadline=time.monotonic() + self.conf.api.call_timeout,
         )
 
+    def project(self, headers: Headers) -> str | None:
+        return headers.get(b"x-project-id", b"").decode(errors="replace") or None
+
     def _told(self, token: str) -> tuple[str, str]:
         """Return the (project, user) that a token is for."""
         if not token.startswith(self.TOKEN):
@@ -165,6 +175,11 @@ class Keystone(Strategy):
             is_admin="admin" in found.roles,
             deadline=time.monotonic() + self.conf.api.call_timeout,
         )
+
+    def project(self, headers: Headers) -> str | None:
+        if self._validator is None:
+            return None
+        return self._validator.project(headers.get(b"x-auth-token", b"").decode(errors="replace"))
 
     def health(self) -> str:
         return self._validator.problem if self._validator is not None else "not started"

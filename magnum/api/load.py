@@ -1,6 +1,7 @@
 """How many requests a process has in hand, in all and of one project, and how fast they come: too much is refused at once.
 
-A refusal costs little, an answer that comes too late costs everyone. Called by ``routing`` around every handler.
+A refusal costs little, an answer that comes too late costs everyone. Called by ``routing`` around every handler, and
+by ``app`` before it looks where a request goes.
 """
 
 import collections
@@ -36,10 +37,8 @@ class Load:
     @contextlib.contextmanager
     def request(self) -> collections.abc.Iterator[None]:
         """Have a request in hand. Raises Unavailable if there are too many."""
-        if self.in_hand >= self._most:
-            raise errors.Unavailable(
-                f"{self.in_hand} requests are being served, and no more are taken", retry_after=RETRY_AFTER
-            )
+        if (excess := self._excess()) is not None:
+            raise excess
         self.in_hand += 1
         try:
             yield
@@ -49,11 +48,8 @@ class Load:
     @contextlib.contextmanager
     def of(self, project: str) -> collections.abc.Iterator[None]:
         """Have a request of ``project`` in hand. Raises TooMany if it has too many already, or they come too fast."""
-        if self._of[project] >= self._most_of_one:
-            raise errors.TooMany(
-                f"your project has {self._of[project]} requests in progress here, and no more are taken",
-                retry_after=RETRY_AFTER,
-            )
+        if (excess := self._excess_of(project)) is not None:
+            raise excess
         if self._rate:
             # of what is taken: what was refused above is not of its pace
             self._pace(project)
@@ -65,15 +61,34 @@ class Load:
             if not self._of[project]:
                 del self._of[project]
 
-    def _pace(self, project: str) -> None:
-        now = time.monotonic()
-        due = max(self._due.get(project, 0.0), now)
-        early = due - now - BURST
+    def excess(self, project: str | None) -> errors.MagnumError | None:
+        """Return why a request of ``project`` (None: not known yet) would be refused now, None if it would not."""
+        return self._excess() or (None if project is None else self._excess_of(project))
+
+    def _excess(self) -> errors.Unavailable | None:
+        if self.in_hand < self._most:
+            return None
+        return errors.Unavailable(
+            f"{self.in_hand} requests are being served, and no more are taken", retry_after=RETRY_AFTER
+        )
+
+    def _excess_of(self, project: str) -> errors.TooMany | None:
+        # not by [], which would keep a number for whoever was asked of
+        held = self._of.get(project, 0)
+        if held >= self._most_of_one:
+            return errors.TooMany(
+                f"your project has {held} requests in progress here, and no more are taken", retry_after=RETRY_AFTER
+            )
+        early = self._due[project] - time.monotonic() - BURST if project in self._due else 0.0
         if early > 0:
-            raise errors.TooMany(
+            return errors.TooMany(
                 f"your project asks for more than the {self._rate:g} requests a second that are taken here",
                 retry_after=math.ceil(early),
             )
+        return None
+
+    def _pace(self, project: str) -> None:
+        now = time.monotonic()
         if len(self._due) >= PROJECTS:
             self._due = {name: then for name, then in self._due.items() if then > now}
-        self._due[project] = due + 1 / self._rate
+        self._due[project] = max(self._due.get(project, 0.0), now) + 1 / self._rate

@@ -153,8 +153,15 @@ class Validator:
                 ) from None
         return identity
 
+    def project(self, token: str) -> str | None:
+        """Return the project of a token that Keystone spoke for lately, None if it did not."""
+        known = self.known.get(_key(token))
+        if known is None or time.monotonic() >= known.recheck_at or time.time() >= known.identity.expires_at:
+            return None
+        return known.identity.project_id
+
     async def _identity(self, token: str, *, allow_expired: bool) -> Identity:
-        key = hashlib.sha256(token.encode()).digest() + (b"e" if allow_expired else b"")
+        key = _key(token, allow_expired=allow_expired)
         known = self.known.get(key)
         if known is not None:
             if time.time() >= known.identity.expires_at and not allow_expired:
@@ -228,6 +235,10 @@ class Validator:
             raise errors.Unavailable("Keystone does not answer", retry_after=1) from None
         except (keystone_errors.ClientException, _exceptions.ConfigurationError) as error:
             raise errors.Unavailable(f"tokens cannot be validated now: {type(error).__name__}", retry_after=1) from None
+
+
+def _key(token: str, *, allow_expired: bool = False) -> bytes:
+    return hashlib.sha256(token.encode()).digest() + (b"e" if allow_expired else b"")
 
 
 def _identity(token: dict[str, Any], found: Any) -> Identity:

@@ -111,6 +111,20 @@ def test_access_rules_of_an_application_credential_hold(guarded, identity):
     assert ask(guarded.port, identity.credential_token("whole"))[0] == 200
 
 
+def test_a_rate_is_that_of_the_tokens_project(guarded, identity):
+    mine, another, others = (identity.token(name) for name in ("alpha-reader", "alpha-member", "beta-admin"))
+    with guarded.another_api("paced", {"api": {"max_project_rate": 1}}) as (port, _):
+        assert ask(port, mine)[0] == 200
+        until(lambda: ask(port, mine)[0] == 429)
+        # a token that was not brought before, of the same project; and another project's
+        until(lambda: ask(port, another)[0] == 429)
+        assert ask(port, others)[0] == 200
+        # whose project it is says the token and not the header; what is public is everyone's
+        flood = base.facts("keystone")["projects"]["alpha"]
+        assert deployment.ask(port, "GET", "/v1/bays", {"X-Auth-Token": others, "X-Project-Id": flood})[0] == 200
+        assert ask(port, mine, "/healthcheck")[0] == 200
+
+
 def test_a_token_that_many_bring_at_once_is_validated_once(guarded, identity):
     with (
         identity.front("counted") as front,
